@@ -31,7 +31,8 @@ class Rule(NamedTuple):
 
     `pattern` is a regular expression that must match a whole source name. `target` is the
     parameter's path, parts separated by "/", and may refer to groups of the pattern (`\1`,
-    `\g<name>`). A tuple of targets goes with a transform that returns that many arrays.
+    `\g<name>`), whose dots become separators too. A tuple of targets goes with a transform that
+    returns that many arrays.
     """
 
     pattern: str
@@ -183,7 +184,7 @@ def convert(
             continue
         match, rule = matches[0]
         templates = (rule.target,) if isinstance(rule.target, str) else rule.target
-        targets = [match.expand(template) for template in templates]
+        targets = [match.expand(template).replace(".", "/") for template in templates]
         try:
             given = [part.shape for part in _parts(available[rule.transform](_dummy(shape)))]
         except (ValueError, IndexError) as error:

@@ -1,0 +1,235 @@
+"""Layers that the latent-diffusion models share: pure functions over nested dicts, NHWC.
+
+Each layer is a pair: `*_spec` describes its parameters (a nested dict of `ParamSpec`), and a
+function applies it. A model composes specs exactly as it composes layers, so that its parameter
+tree is known without allocating it. Convolution weights are HWIO, linear weights (in, out).
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+Params = Mapping[str, Any]
+Specs = dict[str, Any]
+
+_PAD_BOTH = ((1, 1), (1, 1))
+_PAD_END = ((0, 1), (0, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class ParamSpec:
+    """Shape of one parameter and how it is drawn: N(0, 1 / fan_in), zeros or ones."""
+
+    shape: tuple[int, ...]
+    init: Literal["fan_in", "zeros", "ones"] = "fan_in"
+
+
+def draw_params(specs: Specs, key: Array) -> dict[str, Any]:
+    """Draws float32 parameters for a tree of `ParamSpec`.
+
+    >>> draw_params(linear_spec(3, 2), jax.random.key(0))["weight"].shape
+    (3, 2)
+    """
+    leaves, treedef = jax.tree.flatten(specs)
+    return jax.tree.unflatten(treedef, _draw(tuple(leaves), key))
+
+
+def spec_shapes(specs: Specs) -> dict[str, Any]:
+    """The same tree with `jax.ShapeDtypeStruct` leaves; nothing is allocated.
+
+    >>> spec_shapes(norm_spec(4))["bias"].shape
+    (4,)
+    """
+    return jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32), specs)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _draw(specs: tuple[ParamSpec, ...], key: Array) -> list[Array]:
+    # One draw for the whole tree: a program per shape would take seconds to compile.
+    sizes = [math.prod(spec.shape) if spec.init == "fan_in" else 0 for spec in specs]
+    normal = jax.random.normal(key, (sum(sizes),), jnp.float32)
+    params, start = [], 0
+    for spec, size in zip(specs, sizes, strict=True):
+        if spec.init == "fan_in":
+            std = 1 / math.sqrt(math.prod(spec.shape[:-1]))
+            params.append(std * normal[start : start + size].reshape(spec.shape))
+            start += size
+        else:
+            params.append(jnp.full(spec.shape, float(spec.init == "ones"), jnp.float32))
+    return params
+
+
+def conv_spec(
+    in_channels: int, out_channels: int, size: int = 3, *, bias: bool = True, zero: bool = False
+) -> Specs:
+    """Parameters of `conv2d`; `zero` starts the layer at zero, as residual branches are ended.
+
+    >>> conv_spec(3, 8, bias=False)["weight"].shape
+    (3, 3, 3, 8)
+    """
+    weight = ParamSpec((size, size, in_channels, out_channels), "zeros" if zero else "fan_in")
+    return {"weight": weight} | ({"bias": ParamSpec((out_channels,), "zeros")} if bias else {})
+
+
+def conv2d(params: Params, x: Array) -> Array:
+    """Convolves x (B, H, W, C) at stride 1, keeping its size; kernels are 1x1 or 3x3.
+
+    >>> conv2d({"weight": jnp.ones((3, 3, 1, 1))}, jnp.ones((1, 4, 4, 1)))[0, :, 0, 0].tolist()
+    [4.0, 6.0, 6.0, 4.0]
+    """
+    return _conv(params, x, 1, _PAD_BOTH if params["weight"].shape[0] == 3 else "VALID")
+
+
+def conv2d_down(params: Params, x: Array, *, asymmetric: bool) -> Array:
+    """Convolves x (B, H, W, C) with a 3x3 kernel at stride 2, halving its size.
+
+    Zeros are added on all sides, or (asymmetric) on the bottom and right only.
+
+    >>> kernel = {"weight": jnp.ones((3, 3, 1, 1))}
+    >>> conv2d_down(kernel, jnp.ones((1, 4, 4, 1)), asymmetric=True)[0, :, 0, 0].tolist()
+    [9.0, 6.0]
+    """
+    return _conv(params, x, 2, _PAD_END if asymmetric else _PAD_BOTH)
+
+
+def _conv(params: Params, x: Array, stride: int, padding: Any) -> Array:
+    y = jax.lax.conv_general_dilated(
+        x,
+        params["weight"].astype(x.dtype),
+        (stride, stride),
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return y + params["bias"].astype(x.dtype) if "bias" in params else y
+
+
+def linear_spec(in_features: int, out_features: int, *, zero: bool = False) -> Specs:
+    """Parameters of `linear`.
+
+    >>> linear_spec(3, 8)["weight"].shape
+    (3, 8)
+    """
+    weight = ParamSpec((in_features, out_features), "zeros" if zero else "fan_in")
+    return {"weight": weight, "bias": ParamSpec((out_features,), "zeros")}
+
+
+def linear(params: Params, x: Array) -> Array:
+    """Applies x (..., in) -> (..., out); on an image this is a 1x1 convolution.
+
+    >>> linear({"weight": jnp.ones((3, 2)), "bias": jnp.ones(2)}, jnp.ones((1, 3))).tolist()
+    [[4.0, 4.0]]
+    """
+    return x @ params["weight"].astype(x.dtype) + params["bias"].astype(x.dtype)
+
+
+def norm_spec(channels: int) -> Specs:
+    """Parameters of `group_norm`.
+
+    >>> norm_spec(8)["weight"].shape
+    (8,)
+    """
+    return {"weight": ParamSpec((channels,), "ones"), "bias": ParamSpec((channels,), "zeros")}
+
+
+def group_norm(params: Params, x: Array, *, groups: int, eps: float) -> Array:
+    """Group normalisation (Wu and He, ECCV 2018) of x (B, H, W, C), computed in float32.
+
+    >>> params = {"weight": jnp.ones(2), "bias": jnp.zeros(2)}
+    >>> x = jnp.asarray([[[[1.0, 10.0]], [[3.0, 30.0]]]])
+    >>> group_norm(params, x, groups=2, eps=0.0)[0, :, 0].tolist()
+    [[-1.0, -1.0], [1.0, 1.0]]
+    """
+    grouped = x.astype(jnp.float32).reshape(x.shape[0], -1, groups, x.shape[-1] // groups)
+    mean = jnp.mean(grouped, axis=(1, 3), keepdims=True)
+    var = jnp.mean(jnp.square(grouped - mean), axis=(1, 3), keepdims=True)
+    y = ((grouped - mean) * jax.lax.rsqrt(var + eps)).reshape(x.shape)
+    return (y * params["weight"] + params["bias"]).astype(x.dtype)
+
+
+def attention_spec(channels: int, *, zero: bool = False) -> Specs:
+    """Parameters of `self_attention`; heads share the projections, each its own run of channels.
+
+    >>> sorted(attention_spec(8))
+    ['k', 'norm', 'proj_out', 'q', 'v']
+    """
+    return {
+        "norm": norm_spec(channels),
+        **{name: linear_spec(channels, channels) for name in ("q", "k", "v")},
+        "proj_out": linear_spec(channels, channels, zero=zero),
+    }
+
+
+def self_attention(params: Params, x: Array, *, num_heads: int, groups: int, eps: float) -> Array:
+    """Residual self-attention over the pixels of x (B, H, W, C), with `num_heads` heads.
+
+    >>> params = draw_params(attention_spec(8), jax.random.key(0))
+    >>> self_attention(params, jnp.ones((1, 2, 2, 8)), num_heads=2, groups=4, eps=1e-6).shape
+    (1, 2, 2, 8)
+    """
+    batch, height, width, channels = x.shape
+    h = group_norm(params["norm"], x, groups=groups, eps=eps)
+    h = h.reshape(batch, height * width, channels)
+    q, k, v = (
+        linear(params[name], h).reshape(batch, height * width, num_heads, channels // num_heads)
+        for name in ("q", "k", "v")
+    )
+    logits = jnp.einsum("bqhc,bkhc->bhqk", q, k) / math.sqrt(channels // num_heads)
+    weights = jax.nn.softmax(logits.astype(jnp.float32), axis=-1).astype(x.dtype)
+    h = jnp.einsum("bhqk,bkhc->bqhc", weights, v)
+    return x + linear(params["proj_out"], h.reshape(x.shape))
+
+
+def upsample_nearest(x: Array) -> Array:
+    """Doubles the height and width of x (B, H, W, C) by repeating pixels.
+
+    >>> upsample_nearest(jnp.asarray([[[[1.0], [2.0]]]]))[0, :, :, 0].tolist()
+    [[1.0, 1.0, 2.0, 2.0], [1.0, 1.0, 2.0, 2.0]]
+    """
+    batch, height, width, channels = x.shape
+    doubled = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
+    return doubled.reshape(batch, 2 * height, 2 * width, channels)
+
+
+def freeze_tuples(config: Any, *names: str) -> None:
+    """Turns list fields of a frozen config into tuples, so that configs read from JSON hash."""
+    for name in names:
+        object.__setattr__(config, name, tuple(getattr(config, name)))
+
+
+def level_channels(name: str, base: int, multipliers: Sequence[float]) -> tuple[int, ...]:
+    """Channels of each level, base * multiplier, which must be whole.
+
+    >>> level_channels("ch_mult", 32, (1, 2, 2))
+    (32, 64, 64)
+    """
+    channels = tuple(round(base * m) for m in multipliers)
+    if not channels or any(
+        c < 1 or abs(c - base * m) > 1e-3 for c, m in zip(channels, multipliers, strict=True)
+    ):
+        raise ValueError(f"{name} {tuple(multipliers)} of {base} channels: products must be whole")
+    return channels
+
+
+def check_dtype(dtype: str) -> None:
+    """Refuses a compute type other than the two that are supported."""
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype {dtype!r}: choose 'float32' or 'bfloat16'")
+
+
+def check_groups(groups: int, *channels: int) -> None:
+    """Refuses channel counts that the normalisation groups do not divide."""
+    if bad := [c for c in channels if c % groups]:
+        raise ValueError(f"{bad[0]} channels cannot be split in {groups} normalisation groups")
+
+
+def check_images(name: str, x: Array, channels: int, multiple: int) -> None:
+    """Refuses an array that is not (B, H, W, channels) with sides that are whole multiples."""
+    if x.ndim != 4 or x.shape[3] != channels or x.shape[1] % multiple or x.shape[2] % multiple:
+        sides = f"height and width multiples of {multiple}" if multiple > 1 else "height, width"
+        raise ValueError(f"{name} of shape {x.shape}: expected (batch, {sides}, {channels})")
