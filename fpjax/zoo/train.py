@@ -1,0 +1,151 @@
+"""Trains a bundled model from its recipe: `python -m fpjax.zoo.train --out runs/avatars`.
+
+The run writes a checkpoint every few minutes and continues from the newest one when it is started
+again, after Ctrl-C, kill -9 or a power cut; nothing but the steps since then is done twice.
+Sample grids of the averaged generator are written to `OUT/samples/`, progress to `OUT/train.jsonl`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags, logging
+
+from fpjax.data.files import image_grid, save_image, to_uint8
+from fpjax.models import stylegan2
+from fpjax.zoo import gan, recipes
+
+_OUT = flags.DEFINE_string("out", "runs/avatars", "Folder of the run.")
+_DATA = flags.DEFINE_string("data", None, "Folder of the data set [default: OUT/data].")
+_RECIPE = flags.DEFINE_enum("recipe", "avatars-stylegan2", sorted(recipes.RECIPES), "What to train.")
+_IMAGES = flags.DEFINE_integer("images", None, "Length of the run in images [default: recipe's].")
+_CHECKPOINT_STEPS = flags.DEFINE_integer("checkpoint_steps", 500, "Steps between two checkpoints.")
+_LOG_STEPS = flags.DEFINE_integer("log_steps", 50, "Steps between two lines of progress.")
+
+
+def checkpoint_manager(folder: Path, *, keep: int = 2):
+    """Orbax manager that writes each step to a temporary name and renames it when complete."""
+    import orbax.checkpoint as ocp
+
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+    return ocp.CheckpointManager(folder.absolute(), options=options)
+
+
+def restore_or_init(manager, config: gan.GANConfig) -> gan.State:
+    """The newest checkpoint of the run, or a fresh state."""
+    import orbax.checkpoint as ocp
+
+    step = manager.latest_step()
+    if step is None:
+        return gan.init_state(config)
+    target = jax.eval_shape(lambda: gan.init_state(config))
+    return manager.restore(step, args=ocp.args.StandardRestore(target))
+
+
+def batch_at(images: np.ndarray, config: gan.GANConfig, step: int) -> np.ndarray:
+    """The real images of a step; a function of (seed, step), so that a resumed run sees the same."""
+    rng = np.random.default_rng((config.seed, step))
+    return images[rng.integers(len(images), size=config.batch_size)]
+
+
+def sample_grid(config: gan.GANConfig, params, *, columns: int = 8, truncation_psi: float = 1.0):
+    """A grid (columns * R, columns * R, 3) uint8 of the same latents at every call."""
+    z = jax.random.normal(jax.random.key(7), (columns**2, config.model.z_dim))
+    w = stylegan2.mapping(config.model, params, z, truncation_psi=truncation_psi)
+    images = stylegan2.synthesis(config.model, params, w)
+    return image_grid(to_uint8(np.asarray(images)), columns)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes // 60:d}:{minutes % 60:02d}:{seconds:02d}"
+
+
+def train(config: gan.GANConfig, images: np.ndarray, out: Path, *, checkpoint_steps, log_steps):
+    """Runs the recipe to its end and returns the final state; resumes if `out` holds a run.
+
+    Args:
+      config: the recipe.
+      images: (N, R, R, 3) uint8 real images.
+      out: folder of the run.
+      checkpoint_steps: steps between two checkpoints and sample grids.
+      log_steps: steps between two lines of progress.
+    """
+    (out / "samples").mkdir(parents=True, exist_ok=True)
+    manager = checkpoint_manager(out / "checkpoints")
+    state = restore_or_init(manager, config)
+    first = step = int(state["step"])
+    if first:
+        logging.info("continuing from step %d of %d", first, config.total_steps)
+    started = time.monotonic()
+    try:
+        while step < config.total_steps:
+            real = jnp.asarray(batch_at(images, config, step))
+            state, metrics = gan.train_step(config, state, real, step % config.r1_interval == 0)
+            step += 1
+            if step % log_steps == 0 or step == config.total_steps:
+                values = {name: float(value) for name, value in metrics.items()}
+                if not np.isfinite(list(values.values())).all():
+                    raise FloatingPointError(f"training diverged at step {step}: {values}")
+                elapsed = time.monotonic() - started
+                rate = (step - first) * config.batch_size / elapsed
+                left = (config.total_steps - step) * config.batch_size / rate
+                logging.info(
+                    "step %d/%d  %d images  %.1f images/s  %s left  D %.3f  G %.3f",
+                    *(step, config.total_steps, step * config.batch_size, rate, _clock(left)),
+                    *(values["loss_discriminator"], values["loss_generator"]),
+                )
+                with open(out / "train.jsonl", "a") as log:
+                    log.write(json.dumps({"step": step, "images_per_s": rate, **values}) + "\n")
+            if step % checkpoint_steps == 0 or step == config.total_steps:
+                _save(manager, config, state, step, out)
+    except KeyboardInterrupt:
+        _save(manager, config, state, step, out)
+        logging.info("stopped at step %d; start again to continue", step)
+        raise SystemExit(130) from None
+    finally:
+        manager.close()
+    return state
+
+
+def _save(manager, config, state, step, out: Path) -> None:
+    import orbax.checkpoint as ocp
+
+    if manager.latest_step() == step:
+        return
+    manager.save(step, args=ocp.args.StandardSave(state))
+    manager.wait_until_finished()
+    grid = sample_grid(config, state["average"])
+    save_image(out / "samples" / f"{step * config.batch_size:08d}.png", grid)
+
+
+def main(argv):
+    """Prepares the data if needed, then trains."""
+    del argv
+    from fpjax.data.open_peeps import load_open_peeps
+
+    logging.set_verbosity(logging.INFO)
+    config = recipes.RECIPES[_RECIPE.value]
+    if _IMAGES.value:
+        config = recipes.with_length(config, _IMAGES.value)
+    out = Path(_OUT.value)
+    data = Path(_DATA.value) if _DATA.value else out / "data"
+    images = load_open_peeps(data, "train", config.model.resolution)
+    train(
+        config,
+        images,
+        out,
+        checkpoint_steps=_CHECKPOINT_STEPS.value,
+        log_steps=_LOG_STEPS.value,
+    )
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    app.run(main)
