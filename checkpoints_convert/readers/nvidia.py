@@ -1,0 +1,162 @@
+"""Weights inside NVIDIA's StyleGAN pickles: PyTorch persistent objects and TensorFlow networks.
+
+Layouts follow NVlabs stylegan2-ada-pytorch (`torch_utils/persistence.py`) and NVlabs stylegan and
+stylegan2 (`dnnlib/tflib/network.py`). Their classes, and the source text inside the pickles, are
+never run.
+"""
+
+from checkpoints_convert.readers.limits import CheckpointError, Limits, over_limit
+from checkpoints_convert.readers.tensors import LazyTensor
+from checkpoints_convert.readers.tree import NAME_CHARACTERS, RESAVE, Opaque
+
+PERSISTENT = ("torch_utils.persistence", "_reconstruct_persistent_obj")
+ADVICE = "find() the network first, e.g. under G_ema"
+
+
+def is_persistent(node: object) -> bool:
+    """Whether a tree node is an object saved by `torch_utils.persistence`."""
+    return type(node) is Opaque and (node.module, node.name) == PERSISTENT
+
+
+def is_tf_network(node: object) -> bool:
+    """Whether a tree node is a TensorFlow-era `dnnlib.tflib.network.Network`."""
+    return (
+        type(node) is Opaque
+        and node.name == "Network"
+        and node.module in ("dnnlib.tflib.network", "tfutil")
+        and type(node.state) is dict
+    )
+
+
+def mapping(node: object) -> dict | None:
+    """The items of a dict or of an Opaque dict subclass such as EasyDict; None for others."""
+    if type(node) is dict:
+        return node
+    if type(node) is Opaque and (node.entries or node.name == "EasyDict"):
+        return node.entries
+    return None
+
+
+def persistent_state_dict(
+    opaque: Opaque, *, limits: Limits | None = None
+) -> tuple[str, tuple, dict, dict[str, LazyTensor]]:
+    """(class name, init args, init kwargs, tensors by dotted name) of a persistent object.
+
+    Tensors are what `state_dict()` would list: parameters and persistent buffers of the module
+    and of those inside it, persistent or plain. Raises CheckpointError for another object.
+    """
+    limits = limits or Limits()
+    meta = _meta(opaque)
+    state = _module_state(opaque)
+    if meta is None or state is None or type(meta.get("class_name")) is not str:
+        raise CheckpointError(
+            f"{opaque!r}"[:200], f"an object of {'.'.join(PERSISTENT)} that is a module", ADVICE
+        )
+    tensors: dict[str, LazyTensor] = {}
+    stack, visits, characters = [("", opaque, 0)], 0, 0
+    while stack:
+        prefix, node, depth = stack.pop()
+        visits += 1
+        if visits > limits.objects:
+            raise over_limit(limits, "objects")
+        if depth > limits.depth:  # also ends a module that contains itself
+            raise over_limit(limits, "depth")
+        state = _module_state(node)
+        if state is None:
+            raise CheckpointError(f"submodule {prefix!r} without parameters", "a torch module")
+        for name, tensor in _own_tensors(state, prefix):
+            visits, characters = visits + 1, characters + len(name)
+            if characters > limits.string_bytes:
+                raise over_limit(limits, "string_bytes")
+            if name in tensors:
+                raise CheckpointError(f"two tensors named {name!r}", "one")
+            tensors[name] = tensor
+        modules = mapping(state.get("_modules")) or {}
+        named = [(_join(prefix, name), child) for name, child in modules.items()]
+        visits += len(named)
+        stack += [(name, child, depth + 1) for name, child in reversed(named) if child is not None]
+    args = meta["state"].get("_init_args")
+    kwargs = mapping(meta["state"].get("_init_kwargs"))
+    args = tuple(args) if type(args) in (tuple, list) else ()
+    return meta["class_name"], args, dict(kwargs or {}), tensors
+
+
+def _meta(node: object) -> dict | None:
+    """What the pickle says about a persistent object: type, class_name, state, ...; or None."""
+    if not is_persistent(node) or not node.args:
+        return None
+    meta = mapping(node.args[0])
+    return meta if meta is not None and type(meta.get("state")) is dict else None
+
+
+def _module_state(node: object) -> dict | None:
+    """`__dict__` of a torch module, persistent or plain; None for anything else."""
+    meta = _meta(node)
+    state = meta["state"] if meta else node.state if type(node) is Opaque else None
+    return state if type(state) is dict and "_parameters" in state else None
+
+
+def _own_tensors(state: dict, prefix: str):
+    """(dotted name, tensor) of the module's parameters and persistent buffers."""
+    skipped = state.get("_non_persistent_buffers_set")
+    skipped = skipped if type(skipped) in (set, frozenset) else ()
+    for kind in ("_parameters", "_buffers"):
+        for name, value in (mapping(state.get(kind)) or {}).items():
+            if value is None or (kind == "_buffers" and name in skipped):
+                continue
+            full = _join(prefix, name)
+            if type(value) is not LazyTensor or value.unsupported:
+                found = f"{full!r} as a {type(value).__name__}"
+                raise CheckpointError(found, "a plain dense tensor", RESAVE)
+            yield full, value
+
+
+def _join(prefix: str, name: object) -> str:
+    if type(name) is not str or len(prefix) + len(name) > NAME_CHARACTERS:
+        raise CheckpointError("a parameter name that is no short string", "dotted names")
+    return f"{prefix}.{name}" if prefix else name
+
+
+def tf_network(opaque: Opaque, *, limits: Limits | None = None) -> dict:
+    """What a TensorFlow-era network holds, by the names that its pickle uses.
+
+    Returns a dict with `name` (str or None), `static_kwargs` (dict), `variables` (tensors by
+    name), and `components` (networks inside it, by name, each such a dict). Raises
+    CheckpointError for another object.
+    """
+    limits = limits or Limits()
+    visits, top = 0, {}
+    stack = [(opaque, top, "network", 0)]
+    while stack:
+        node, parent, key, depth = stack.pop()
+        visits += 1
+        if visits > limits.objects:
+            raise over_limit(limits, "objects")
+        if depth > limits.nesting:  # published ones nest once: G holds mapping and synthesis
+            raise over_limit(limits, "nesting")
+        if not is_tf_network(node):
+            raise CheckpointError(f"{key!r} as a {type(node).__name__}", "a Network", ADVICE)
+        variables = _variables(node.state.get("variables"))
+        visits += len(variables)
+        parent[key] = {
+            "name": node.state.get("name"),
+            "static_kwargs": dict(mapping(node.state.get("static_kwargs")) or {}),
+            "variables": variables,
+            "components": {},
+        }
+        components = mapping(node.state.get("components")) or {}
+        inside = parent[key]["components"]
+        stack += [(child, inside, name, depth + 1) for name, child in components.items()]
+    return top["network"]
+
+
+def _variables(listed: object) -> dict[str, LazyTensor]:
+    variables: dict[str, LazyTensor] = {}
+    for item in listed if type(listed) in (list, tuple) else ():
+        ok = type(item) in (list, tuple) and len(item) == 2 and type(item[0]) is str
+        if not ok or type(item[1]) is not LazyTensor or item[1].unsupported:
+            raise CheckpointError("a variable of an unknown form", "(name, array of numbers)")
+        if item[0] in variables:
+            raise CheckpointError(f"two variables named {item[0]!r}", "one")
+        variables[item[0]] = item[1]
+    return variables
