@@ -1,0 +1,1 @@
+"""Rename tables from published checkpoints to fpjax parameters, one module a source."""

@@ -255,6 +255,20 @@ def norm(source: str, target: str) -> list[Rule]:
     return _layer(source, target, "identity", True)
 
 
+def under(rules: Iterable[Rule], source: str, target: str) -> list[Rule]:
+    r"""The same rules with a prefix (a pattern) on the sources, and a path before the targets.
+
+    >>> under([Rule("bias", "bias")], r"model\.", "generator/")
+    [Rule(pattern='model\\.(?:bias)', target='generator/bias', transform='identity')]
+    """
+    moved = []
+    for pattern, targets, transform in rules:
+        several = isinstance(targets, tuple)
+        paths = tuple(target + path for path in (targets if several else (targets,)))
+        moved.append(Rule(f"{source}(?:{pattern})", paths if several else paths[0], transform))
+    return moved
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings to one mapping with "/"-joined paths; leaves are left alone.
 

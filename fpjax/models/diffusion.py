@@ -78,7 +78,7 @@ class Denoiser:
         return unet.denoise(self.config, params, x, t)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class DiffusionPrior:
     """Draws latents: a trained denoiser with its schedule.
 
@@ -215,7 +215,7 @@ def ddim_sample(
     key: Array,
     num: int,
     steps: int,
-    eta: float = 1.0,
+    eta: Array | float = 1.0,
     *,
     noise: Array | None = None,
     x_T: Array | None = None,
@@ -236,7 +236,7 @@ def ddim_sample(
       Latents (B, H, W, C), float32, in the denoiser's units (`decode` takes them as they are).
 
     Raises:
-      ValueError: if steps is out of range, or noise or x_T is of another shape.
+      ValueError: if steps or eta is out of range, or noise or x_T is of another shape.
 
     >>> config = DiffusionConfig(UNetConfig(image_size=8, model_channels=32, channel_mult=(1,),
     ...     num_res_blocks=1, attention_resolutions=()))
@@ -245,6 +245,8 @@ def ddim_sample(
     >>> jax.eval_shape(sample, prior.params).shape
     (2, 8, 8, 3)
     """
+    if isinstance(eta, (int, float)) and not 0 <= eta <= 1:
+        raise ValueError(f"eta {eta}: expected a number in [0, 1]")
     schedule = ddim_schedule(np.asarray(prior.alphas_cumprod), steps)
     shape = (num, *prior.latent_shape)
     if x_T is not None and x_T.shape != shape:
@@ -261,8 +263,8 @@ def _coefficients(schedule: DDIMSchedule, eta: Array | float) -> tuple[Array, ..
     alphas, alphas_prev = schedule.alphas, schedule.alphas_prev
     sigmas = eta * schedule.sigmas_eta1
     scale = np.sqrt(alphas_prev / alphas)
-    # The noise that stays: sqrt cannot go negative but by rounding, where eta is about 1.
-    direction = (np if isinstance(sigmas, np.ndarray) else jnp).sqrt(1 - alphas_prev - sigmas**2)
+    # In [0, 1] where eta is, but for rounding where eta is 1.
+    direction = (1 - alphas_prev - sigmas**2).clip(0.0) ** 0.5
     shift = direction - scale * np.sqrt(1 - alphas)
     timesteps = jnp.asarray(schedule.timesteps, jnp.int32)
     return timesteps, *(jnp.asarray(x, jnp.float32) for x in (scale, shift, sigmas))
