@@ -86,7 +86,7 @@ def conv2d(params: Params, x: Array) -> Array:
     return _conv(params, x, 1, _PAD_BOTH if params["weight"].shape[0] == 3 else "VALID")
 
 
-def conv2d_down(params: Params, x: Array, *, asymmetric: bool) -> Array:
+def conv2d_down(params: Params, x: Array, *, asymmetric: bool = False) -> Array:
     """Convolves x (B, H, W, C) with a 3x3 kernel at stride 2, halving its size.
 
     Zeros are added on all sides, or (asymmetric) on the bottom and right only.
@@ -109,14 +109,16 @@ def _conv(params: Params, x: Array, stride: int, padding: Any) -> Array:
     return y + params["bias"].astype(x.dtype) if "bias" in params else y
 
 
-def linear_spec(in_features: int, out_features: int, *, zero: bool = False) -> Specs:
+def linear_spec(
+    in_features: int, out_features: int, *, bias: bool = True, zero: bool = False
+) -> Specs:
     """Parameters of `linear`.
 
     >>> linear_spec(3, 8)["weight"].shape
     (3, 8)
     """
     weight = ParamSpec((in_features, out_features), "zeros" if zero else "fan_in")
-    return {"weight": weight, "bias": ParamSpec((out_features,), "zeros")}
+    return {"weight": weight} | ({"bias": ParamSpec((out_features,), "zeros")} if bias else {})
 
 
 def linear(params: Params, x: Array) -> Array:
@@ -125,7 +127,8 @@ def linear(params: Params, x: Array) -> Array:
     >>> linear({"weight": jnp.ones((3, 2)), "bias": jnp.ones(2)}, jnp.ones((1, 3))).tolist()
     [[4.0, 4.0]]
     """
-    return x @ params["weight"].astype(x.dtype) + params["bias"].astype(x.dtype)
+    y = x @ params["weight"].astype(x.dtype)
+    return y + params["bias"].astype(x.dtype) if "bias" in params else y
 
 
 def norm_spec(channels: int) -> Specs:

@@ -34,7 +34,8 @@ class AutoencoderConfig:
       n_embed: codebook entries of a VQ model; None makes a KL model.
       double_z: whether the encoder also gives a log-variance (KL models).
       in_channels, out_ch: channels of the images.
-      scale_factor: latents in fpjax are the first stage's times this, as the denoiser sees them.
+      scale_factor, shift_factor: latents in fpjax are (z - shift_factor) * scale_factor of the
+        first stage's z, as the denoiser sees them.
       has_encoder: False for a decoder published without its encoder.
       norm_groups: groups of the normalisation layers.
       dtype: type the layers compute in, "float32" or "bfloat16"; images and latents are float32.
@@ -55,6 +56,7 @@ class AutoencoderConfig:
     in_channels: int = 3
     out_ch: int = 3
     scale_factor: float = 1.0
+    shift_factor: float = 0.0
     has_encoder: bool = True
     norm_groups: int = 32
     dtype: str = "float32"
@@ -178,7 +180,7 @@ def encode(
       key: PRNG key to sample a KL latent.
 
     Returns:
-      Latents (B, H / downsampling, W / downsampling, embed_dim), float32, times `scale_factor`.
+      Latents (B, H / downsampling, W / downsampling, embed_dim), float32, shifted and scaled.
 
     Raises:
       ValueError: for other shapes, a model without an encoder, or a key with a VQ model.
@@ -201,7 +203,7 @@ def encode(
         if key is not None:
             std = jnp.exp(0.5 * jnp.clip(log_variance, -30.0, 20.0))
             z = z + std * jax.random.normal(key, z.shape)
-    return z * config.scale_factor
+    return (z - config.shift_factor) * config.scale_factor
 
 
 def decode(
@@ -212,7 +214,7 @@ def decode(
     Args:
       config: the architecture.
       params: the tree from `init_params` or a converted checkpoint.
-      latents: (B, h, w, embed_dim), times `scale_factor`, as `encode` or a prior gives them.
+      latents: (B, h, w, embed_dim), shifted and scaled as `encode` or a prior gives them.
       quantize: replace each vector by its nearest codebook entry first, with a straight-through
         gradient. A KL model has no codebook and ignores it.
 
@@ -230,7 +232,7 @@ def decode(
     (2, 8, 8, 3)
     """
     nn.check_images("latents", latents, config.embed_dim, 1)
-    z = latents.astype(jnp.float32) / config.scale_factor
+    z = latents.astype(jnp.float32) / config.scale_factor + config.shift_factor
     if config.is_vq and quantize:
         codebook = jnp.asarray(params["codebook"])
         nearest = codebook[nearest_codes(codebook, z)]

@@ -114,10 +114,10 @@ def test_bfloat16_is_close_and_returns_float32(kl):
 
 def test_latents_are_scaled_as_the_denoiser_sees_them(vq):
     arrays, config, params = vq
-    scaled = dataclasses.replace(config, scale_factor=0.5)
+    scaled = dataclasses.replace(config, scale_factor=0.5, shift_factor=0.3)
     z = jit(autoencoder.encode, scaled)(params, nhwc(arrays["x"]))
-    assert relative_error(z, 0.5 * nhwc(arrays["enc_prequant"])) < PARITY
-    images = jit(autoencoder.decode, scaled)(params, 0.5 * nhwc(arrays["z"]))
+    assert relative_error(z, 0.5 * (nhwc(arrays["enc_prequant"]) - 0.3)) < PARITY
+    images = jit(autoencoder.decode, scaled)(params, 0.5 * (nhwc(arrays["z"]) - 0.3))
     assert relative_error(images, nhwc(arrays["img_quantized"])) < PARITY
 
 
