@@ -93,9 +93,11 @@ def measure(params, weights, size, batch, repeats):
     expected, expected_gradient = torch_forward_vjp()
     expected_gradient = expected_gradient.permute(0, 2, 3, 1).numpy()
     error = np.abs(np.asarray(distances) - expected.detach().numpy()).max() / expected.max().item()
-    gradient_error = np.abs(gradient - expected_gradient).max() / expected_gradient.std()
-    # The gradient bound is loose: a ReLU or pooling tie decided the other way moves a few pixels.
-    if error > 1e-4 or gradient_error > 1e-2:
+    worst = np.abs(np.asarray(gradient) - expected_gradient).max((1, 2, 3))
+    # Of the images, the median: one activation within rounding of zero, decided the other way by
+    # the ReLU, changes the gradient of its own image by far more than rounding.
+    gradient_error = np.median(worst) / expected_gradient.std()
+    if error > 1e-4 or gradient_error > 1e-4:
         raise SystemExit(f"the two sides disagree: {error:.2g}, gradient {gradient_error:.2g}")
 
     runs = {
@@ -105,7 +107,7 @@ def measure(params, weights, size, batch, repeats):
         "torch_forward_vjp": torch_forward_vjp,
     }
     row = {"size": size, "batch": batch}
-    row |= {"relative_error": float(error), "relative_gradient_error": float(gradient_error)}
+    row |= {"relative_error": float(error), "median_relative_gradient_error": float(gradient_error)}
     for name, run in runs.items():
         seconds = timed(run, repeats)
         row[name] = {"median_s": float(np.median(seconds)), "min_s": min(seconds)}

@@ -94,6 +94,11 @@ def as_images(images, *, min_size: int, network: str):
     return images
 
 
+def at_least_float32(x):
+    """Widen a half-precision array to float32; leave the others."""
+    return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
+
+
 def check_params(params: Params, shapes: Params, network: str) -> None:
     """Raise a ValueError naming the first array of `params` that is missing, extra or misshapen."""
     expected, found = (

@@ -55,17 +55,16 @@ def _gaussian(mean, cov, which):
         )
     if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
         raise ValueError(f"mean{which} and cov{which} must be finite")
-    scale = np.abs(cov).max(initial=0.0)
     # 1e-6 admits covariances that were accumulated or stored in float32.
-    if np.abs(cov - cov.T).max(initial=0.0) > 1e-6 * scale:
+    if np.abs(cov - cov.T).max(initial=0.0) > 1e-6 * np.abs(cov).max(initial=0.0):
         raise ValueError(f"cov{which} isn't symmetric")
     variances, axes = np.linalg.eigh((cov + cov.T) / 2)
-    if variances.size and variances[0] < -1e-6 * variances[-1] - 1e-6 * scale:
+    largest = np.abs(variances).max(initial=0.0)
+    if variances.min(initial=0.0) < -1e-6 * largest:
         raise ValueError(
             f"cov{which} has a negative variance ({variances[0]:.3g}); it isn't a covariance"
         )
-    floor = variances.size * np.finfo(np.float64).eps * scale
-    kept = variances > floor
+    kept = variances > variances.size * np.finfo(np.float64).eps * largest
     return mean, axes[:, kept] * np.sqrt(variances[kept]), float(np.trace(cov))
 
 

@@ -187,7 +187,7 @@ def _pool3(params, x):
     x = _block_d(params["Mixed_7a"], x)
     x = _block_e(params["Mixed_7b"], x, pool=_average_pool)
     x = _block_e(params["Mixed_7c"], x, pool=_max_pool)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2))
+    return _layers.at_least_float32(x).mean((1, 2))
 
 
 def _unit(params, x, *, stride=1, padding="SAME"):

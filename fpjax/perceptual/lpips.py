@@ -62,8 +62,8 @@ def lpips(params, x, y, *, net: Net = "vgg", dtype=None) -> jax.Array:
         may use fewer bits; `jax.default_matmul_precision("highest")` gives all of them.)
 
     Returns:
-      Distances, 0 for equal images and around 1 for unrelated ones. Derivatives are finite
-      everywhere, also where a pixel's features are all zero.
+      Distances, 0 for equal images (to float32 rounding) and around 1 for unrelated ones.
+      Derivatives are finite everywhere, also where a pixel's features are all zero.
 
     Raises:
       ValueError: an unknown `net`, or images or params of another shape.
@@ -119,7 +119,7 @@ def _unit_features(params, images, net, dtype):
     _layers.check_params(params, lpips_shapes(net), f"LPIPS-{net}")
     units, weights = [], []
     for i, x in enumerate(_FEATURES[net](params["backbone"], images, dtype=dtype).values()):
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        x = _layers.at_least_float32(x)
         units.append(_normalize_channels(x))
         weights.append(jnp.asarray(params["heads"][f"lin{i}"], x.dtype) / (x.shape[1] * x.shape[2]))
     return units, weights

@@ -96,8 +96,7 @@ def pooled_vgg_features(params, images, *, dtype=None) -> jax.Array:
     (2, 1024)
     """
     features = vgg16_features(params, images, dtype=dtype)
-    pooled = []
-    for name in ("relu4_3", "relu5_3"):
-        wide = jnp.promote_types(features[name].dtype, jnp.float32)
-        pooled.append(features[name].astype(wide).mean((1, 2)))
+    pooled = [
+        _layers.at_least_float32(features[name]).mean((1, 2)) for name in ("relu4_3", "relu5_3")
+    ]
     return jnp.concatenate(pooled, axis=-1)
