@@ -83,8 +83,8 @@ def _directory(data: memoryview) -> tuple[int, int, int]:
     """(start, stop, number of entries) of the central directory."""
     tail_start = max(0, len(data) - END.size - FULL16)
     tail = bytes(data[tail_start:])
-    found = tail.rfind(b"PK\5\6")
-    while found >= 0 and found + END.size <= len(tail):
+    found = tail.rfind(b"PK\5\6", 0, max(0, len(tail) - END.size + 4))
+    while found >= 0:
         if found + END.size + END.unpack_from(tail, found)[-1] == len(tail):
             break
         found = tail.rfind(b"PK\5\6", 0, found + 3)

@@ -10,6 +10,7 @@ from checkpoints_convert.readers.tensors import LazyTensor
 from checkpoints_convert.readers.tree import NAME_CHARACTERS, RESAVE, Opaque
 
 PERSISTENT = ("torch_utils.persistence", "_reconstruct_persistent_obj")
+SETTINGS_DEPTH = 16
 ADVICE = "find() the network first, e.g. under G_ema"
 
 
@@ -35,6 +36,27 @@ def mapping(node: object) -> dict | None:
     if type(node) is Opaque and (node.entries or node.name == "EasyDict"):
         return node.entries
     return None
+
+
+def plain(node: object, limits: Limits) -> object:
+    """A copy of settings with every EasyDict, at any depth, as a dict."""
+    visits = 0
+
+    def copy(value: object, depth: int) -> object:
+        nonlocal visits
+        visits += 1
+        if visits > limits.objects:
+            raise over_limit(limits, "objects")
+        items = mapping(value)
+        if items is None and type(value) not in (list, tuple):
+            return value
+        if depth == SETTINGS_DEPTH:
+            raise CheckpointError("settings nested too deep", f"{SETTINGS_DEPTH} levels")
+        if items is not None:
+            return {key: copy(item, depth + 1) for key, item in items.items()}
+        return type(value)(copy(item, depth + 1) for item in value)
+
+    return copy(node, 0)
 
 
 def persistent_state_dict(
@@ -75,10 +97,10 @@ def persistent_state_dict(
         named = [(_join(prefix, name), child) for name, child in modules.items()]
         visits += len(named)
         stack += [(name, child, depth + 1) for name, child in reversed(named) if child is not None]
-    args = meta["state"].get("_init_args")
-    kwargs = mapping(meta["state"].get("_init_kwargs"))
+    args = plain(meta["state"].get("_init_args"), limits)
+    kwargs = plain(meta["state"].get("_init_kwargs"), limits)
     args = tuple(args) if type(args) in (tuple, list) else ()
-    return meta["class_name"], args, dict(kwargs or {}), tensors
+    return meta["class_name"], args, kwargs if type(kwargs) is dict else {}, tensors
 
 
 def _meta(node: object) -> dict | None:
@@ -140,7 +162,7 @@ def tf_network(opaque: Opaque, *, limits: Limits | None = None) -> dict:
         visits += len(variables)
         parent[key] = {
             "name": node.state.get("name"),
-            "static_kwargs": dict(mapping(node.state.get("static_kwargs")) or {}),
+            "static_kwargs": plain(node.state.get("static_kwargs") or {}, limits),
             "variables": variables,
             "components": {},
         }

@@ -27,7 +27,9 @@ class FileBacking:
         try:
             with self._open() as file:
                 status = os.fstat(file.fileno())
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            if isinstance(error, CheckpointError):
+                raise
             raise self._unreadable(error) from error
         if status.st_size > limits.file_bytes:
             raise over_limit(limits, "file_bytes")
@@ -38,8 +40,8 @@ class FileBacking:
     def _identity(status) -> tuple:
         return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
-    def _unreadable(self, error: OSError) -> CheckpointError:
-        reason = error.strerror or str(error)
+    def _unreadable(self, error: Exception) -> CheckpointError:
+        reason = getattr(error, "strerror", None) or str(error)
         return CheckpointError(reason, "a readable file", "check the path", path=self.path)
 
     def _open(self):

@@ -197,9 +197,12 @@ class LazyTensor:
             raw = raw.view(f"u{width}").byteswap().view(np.uint8)
         if self.dtype == np.bool_:
             raw = raw != 0  # NumPy's behaviour on bools other than 0 and 1 is undefined
-        flat = np.require(raw.view(self.dtype), requirements="A")
+        if raw.__array_interface__["data"][0] % self.dtype.alignment:
+            raw = np.frombuffer(raw.tobytes(), np.uint8)  # JAX wants aligned arrays
         byte_steps = [step * itemsize for step in steps]
-        return np.lib.stride_tricks.as_strided(flat, self.shape, byte_steps, writeable=False)
+        result = np.ndarray(self.shape, self.dtype, raw, strides=byte_steps)
+        result.flags.writeable = False
+        return result
 
 
 def contiguous_strides(shape) -> tuple[int, ...]:

@@ -106,6 +106,8 @@ def measure(root: object, limits: Limits) -> None:
             elif identity in open_nodes or type(child) not in CONTAINERS:
                 frame[2] += 1
             else:
+                if len(stack) >= limits.depth:
+                    raise over_limit(limits, "depth")
                 open_nodes.add(identity)
                 stack.append([identity, children(child), 1, 0])
                 break

@@ -1,0 +1,239 @@
+"""Fuzz the checkpoint readers: on any bytes, only CheckpointError may come out.
+
+    pip install atheris
+    python benchmarks/fuzz_readers.py --runs 500000 --json fuzz.json
+
+An input's first byte chooses what the rest becomes: a file as it is, the pickle of a torch zip or
+of a torch stream, a safetensors header with data, an entry of an npz, or an npy header with data.
+So mutations reach behind lengths and checksums. Every file that is accepted is also listed,
+searched and read. Prints executions, outcomes, exceptions other than CheckpointError with the
+inputs that caused them, and peak memory; exits with 1 if there was any such exception.
+"""
+
+import argparse
+import collections
+import io
+import json
+import os
+import pickle
+import resource
+import struct
+import sys
+import tempfile
+import time
+import traceback
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, 2)
+STREAM_START = MAGIC + pickle.dumps(1001, 2) + pickle.dumps({"little_endian": True}, 2)
+STORAGE = np.arange(16, dtype="<f4").tobytes()
+WORDS = [
+    *("torch._utils\n_rebuild_tensor_v2\n", "torch._utils\n_rebuild_tensor_v3\n"),
+    *("torch._utils\n_rebuild_parameter\n", "torch.storage\n_load_from_bytes\n"),
+    *("torch\nFloatStorage\n", "torch\nHalfStorage\n", "torch\nUntypedStorage\n", "storage"),
+    *("collections\nOrderedDict\n", "builtins\nset\n", "builtins\nbytearray\n"),
+    *("numpy._core.multiarray\n_reconstruct\n", "numpy._core.multiarray\nscalar\n"),
+    *("numpy\nndarray\n", "numpy\ndtype\n", "numpy._core.numeric\n_frombuffer\n", "f4"),
+    *("_codecs\nencode\n", "latin1", "copyreg\n_reconstructor\n", "builtins\nobject\n"),
+    *("torch_utils.persistence\n_reconstruct_persistent_obj\n", "_parameters", "_modules"),
+    *("dnnlib.tflib.network\nNetwork\n", "dnnlib.util\nEasyDict\n", "variables", "state"),
+    *('"dtype":"F32"', '"shape":', '"data_offsets":', "__metadata__", "'descr': '<f4'"),
+    *("'fortran_order': True", "'shape': (2, 2)", "PK\1\2", "PK\3\4", "PK\5\6", "PK\6\6"),
+]
+
+
+def zip_of(entries: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        for name, content in entries.items():
+            archive.writestr(zipfile.ZipInfo(name), content, method)
+    return buffer.getvalue()
+
+
+def as_zip(body: bytes) -> bytes:
+    order = b"big" if body[:1] == b"\xff" else b"little"
+    return zip_of({"m/data.pkl": body, "m/byteorder": order, "m/data/0": STORAGE})
+
+
+def as_stream(body: bytes) -> bytes:
+    keys = pickle.dumps(["0"], 2)
+    return STREAM_START + body + keys + struct.pack("<q", 16) + STORAGE
+
+
+def as_safetensors(body: bytes) -> bytes:
+    header, _, data = body.partition(b"\0")
+    return struct.pack("<Q", len(header)) + header + data
+
+
+def as_npz(body: bytes) -> bytes:
+    method = zipfile.ZIP_DEFLATED if len(body) % 2 else zipfile.ZIP_STORED
+    return zip_of({"a.npy": body}, method)
+
+
+def as_npy(body: bytes) -> bytes:
+    header, _, data = body.partition(b"\0")
+    return b"\x93NUMPY\2\0" + struct.pack("<L", len(header)) + header + data
+
+
+SHAPES = [lambda body: body, as_zip, as_stream, as_safetensors, as_npz, as_npy]
+
+
+def seeds() -> list[bytes]:
+    """Small valid inputs of every shape, and pickles of real fixtures where they are present."""
+    array = {"a": np.arange(6.0).reshape(2, 3), "s": np.float32(1), "set": {1}, "b": b"x" * 5}
+    persistent = {"type": "class", "class_name": "G", "state": {"_parameters": {}, "_modules": {}}}
+    pickles = [pickle.dumps(array, protocol) for protocol in range(6)]
+    pickles += [pickle.dumps([persistent, {"variables": [("a", np.ones(2))]}], 2)]
+    tensor = (
+        b"\x80\x02}X\x01\x00\x00\x00actorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storage"
+        b"ctorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x10tQK\x00K\x02K\x03\x86"
+        b"K\x03K\x01\x86\x89ccollections\nOrderedDict\n)RtRs."
+    )
+    pickles.append(tensor)
+    nested = as_stream(tensor)
+    length = struct.pack("<L", len(nested))
+    pickles.append(b"\x80\x03ctorch.storage\n_load_from_bytes\nB" + length + nested + b"\x85R.")
+    network = b"\x80\x02cdnnlib.tflib.network\nNetwork\n)\x81}X\x09\x00\x00\x00variables]sb."
+    module = pickle.dumps(persistent, 2)[2:-1]
+    call = b"\x80\x02ctorch_utils.persistence\n_reconstruct_persistent_obj\n" + module + b"\x85R."
+    pickles += [network, call]
+    try:
+        fixtures = os.environ.get("FPJAX_FIXTURES", ROOT.parent / "shared" / "fixtures")
+        with zipfile.ZipFile(Path(fixtures) / "rosinality_sg2_r32_random.pt") as archive:
+            pickles.append(archive.read(next(n for n in archive.namelist() if "data.pkl" in n)))
+    except OSError:
+        print("no fixtures: fuzzing from generated files only")
+    npy = io.BytesIO()
+    np.save(npy, np.arange(4, dtype=">i2").reshape(2, 2, order="F"))
+    header = {"a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}
+    text = json.dumps({"__metadata__": {"k": "v"}, **header}).encode()
+    npy_text = b"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 2), }"
+    found = [bytes([shape]) + data for shape in (0, 1, 2) for data in pickles]
+    found += [b"\3" + text + b"\0" + STORAGE[:16], b"\4" + npy.getvalue()]
+    found += [b"\4" + npy.getvalue() + b"\0", b"\5" + npy_text + b"\0" + STORAGE[:16]]
+    found += [b"\0" + make(data) for make in (as_zip, as_stream) for data in (pickles[2], tensor)]
+    found += [b"\0" + as_npz(npy.getvalue()), b"\0" + as_safetensors(text + b"\0" + STORAGE[:16])]
+    return found
+
+
+class Harness:
+    """Reads one input after another and counts what happens."""
+
+    def __init__(self, runs: int, report: str | None, keep: Path):
+        self.runs, self.report, self.keep = runs, report, keep
+        self.outcomes: collections.Counter = collections.Counter()
+        self.unexpected: dict[str, dict] = {}
+        self.slowest, self.started = 0.0, time.monotonic()
+        fast = "/dev/shm" if os.path.isdir("/dev/shm") else None
+        self.path = os.path.join(tempfile.mkdtemp(prefix="fuzz_readers_", dir=fast), "input")
+
+    def exercise(self) -> str:
+        from checkpoints_convert import readers
+
+        limits = readers.Limits(
+            objects=50_000, tensor_bytes=1 << 22, expanded_bytes=1 << 16, string_bytes=1 << 20
+        )
+        try:
+            checkpoint = readers.read(self.path, limits=limits)
+        except readers.CheckpointError as error:
+            str(error)
+            return "refused"
+        tree = checkpoint.tree
+        for uses in (
+            lambda: readers.nonfinite(checkpoint.tensors()),
+            lambda: [
+                node.numpy()
+                for _, node in readers.find(tree, lambda n: type(n) is readers.LazyTensor)
+            ],
+            lambda: [readers.tf_network(n) for _, n in readers.find(tree, readers.is_tf_network)],
+            lambda: [
+                readers.persistent_state_dict(n)
+                for _, n in readers.find(tree, readers.is_persistent)
+            ],
+        ):
+            try:
+                uses()
+            except readers.CheckpointError:
+                self.outcomes["refused on use"] += 1
+        return f"read as {checkpoint.format}"
+
+    def __call__(self, data: bytes) -> None:
+        if data:
+            with open(self.path, "wb") as file:
+                file.write(SHAPES[data[0] % len(SHAPES)](data[1:]))
+            start = time.monotonic()
+            try:
+                self.outcomes[self.exercise()] += 1
+            except Exception as error:
+                where = traceback.extract_tb(error.__traceback__)[-1]
+                key = f"{type(error).__name__} at {Path(where.filename).name}:{where.lineno}"
+                if key not in self.unexpected:
+                    saved = self.keep / f"{type(error).__name__}_{len(self.unexpected)}"
+                    saved.write_bytes(Path(self.path).read_bytes())
+                    self.unexpected[key] = {
+                        "count": 0,
+                        "text": str(error)[:200],
+                        "input": saved.name,
+                    }
+                    traceback.print_exc()
+                self.unexpected[key]["count"] += 1
+            self.slowest = max(self.slowest, time.monotonic() - start)
+        self.outcomes["executions"] += 1
+        if self.outcomes["executions"] >= self.runs:
+            self.finish()
+
+    def finish(self) -> None:
+        seconds = time.monotonic() - self.started
+        result = {
+            "executions": self.outcomes.pop("executions"),
+            "seconds": round(seconds, 1),
+            "outcomes": dict(self.outcomes.most_common()),
+            "unexpected_exceptions": self.unexpected,
+            "slowest_seconds": round(self.slowest, 3),
+            "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        }
+        text = json.dumps(result, indent=2)
+        print(text, flush=True)
+        if self.report:
+            Path(self.report).write_text(text + "\n")
+        os.remove(self.path)
+        os.rmdir(os.path.dirname(self.path))
+        os._exit(bool(self.unexpected))  # libFuzzer would go on otherwise
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=500_000, help="executions before the report")
+    parser.add_argument("--seed", type=int, default=1, help="of the mutations")
+    parser.add_argument("--max-len", type=int, default=10_000, help="bytes of one input")
+    parser.add_argument("--json", help="write the report here too")
+    parser.add_argument("--keep", default=None, help="folder for inputs that broke a reader")
+    options = parser.parse_args()
+
+    import atheris
+
+    with atheris.instrument_imports(include=["checkpoints_convert"]):
+        import checkpoints_convert.readers  # noqa: F401
+
+    work = Path(options.keep or tempfile.mkdtemp(prefix="fuzz_readers_keep_"))
+    work.mkdir(parents=True, exist_ok=True)
+    corpus = Path(tempfile.mkdtemp(prefix="fuzz_readers_corpus_"))
+    for index, data in enumerate(seeds()):
+        (corpus / f"seed{index}").write_bytes(data)
+    quoted = ("".join(f"\\x{byte:02x}" for byte in word.encode()) for word in WORDS)
+    (work / "words.dict").write_text("".join(f'"{word}"\n' for word in quoted))
+    harness = Harness(options.runs, options.json, work)
+    arguments = [f"-seed={options.seed}", f"-max_len={options.max_len}", "-timeout=20"]
+    arguments += ["-rss_limit_mb=4096", f"-dict={work / 'words.dict'}", str(corpus)]
+    atheris.Setup([sys.argv[0], *arguments], harness)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
