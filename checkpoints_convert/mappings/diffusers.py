@@ -21,10 +21,10 @@ from checkpoints_convert.mappings.taesd import layer_rules
 from fpjax.models import autoencoder, autoencoder_tiny, unet
 from fpjax.models.autoencoder import AutoencoderConfig
 from fpjax.models.autoencoder_tiny import AutoencoderTinyConfig
-from fpjax.models.diffusion import DiffusionConfig
+from fpjax.models.diffusion import BetaSchedule, DiffusionConfig
 from fpjax.models.unet import UNetConfig
 
-_BETA_SCHEDULES = {
+_BETA_SCHEDULES: dict[str, BetaSchedule] = {
     "scaled_linear": "sqrt_linear",
     "linear": "linear",
     "squaredcos_cap_v2": "cosine",
@@ -117,17 +117,15 @@ def convert_autoencoder(
     is_vq = "quantize.embedding.weight" in tensors
     notes = []
     stated = config.get("scaling_factor")
-    if scale_factor is None and is_vq:
-        scale_factor = 1.0 if stated is None else stated
-        if stated is None:
+    if scale_factor is None:
+        scale_factor = (1.0 if is_vq else 0.18215) if stated is None else float(stated)
+        if is_vq and stated is None:
             notes.append("scale_factor 1 is assumed: the config has no scaling_factor")
-        elif stated == 0.18215:
+        elif is_vq and stated == 0.18215:
             notes.append(
                 "scale_factor 0.18215 is diffusers' default, written to configs of models that "
                 "were trained with 1: pass scale_factor=1 if images come out wrong"
             )
-    elif scale_factor is None:
-        scale_factor = 0.18215 if stated is None else stated
     channels = config.get("block_out_channels", (64,))
     down = _attention(
         config.get("down_block_types", ("DownEncoderBlock2D",)),

@@ -4,6 +4,7 @@ Encoder and decoder are published as two files, each a plain sequence of layers:
 layer's position. Architectures are inferred from which positions hold residual blocks.
 """
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Iterable, Mapping
@@ -90,18 +91,22 @@ def infer_config(
                 f"not a TAESD {half}: its layers are not in that half's places{found}"
             )
     last = max(int(name.split(".")[0]) for name in decoder)
-    sizes = {} if encoder is None else {"encoder_blocks": _runs(encoder)}
-    if encoder is not None:
-        sizes["in_channels"] = encoder["0.weight"].shape[1]
-    return AutoencoderTinyConfig(
+    config = AutoencoderTinyConfig(
         latent_channels=decoder["1.weight"].shape[1],
         channels=decoder["1.weight"].shape[0],
         decoder_blocks=_runs(decoder),
         midblock_norm="3.pool.0.weight" in decoder,
         out_channels=decoder[f"{last}.weight"].shape[0],
         resolution=resolution,
-        has_encoder=encoder is not None,
-        **sizes,
+        has_encoder=False,
+    )
+    if encoder is None:
+        return config
+    return dataclasses.replace(
+        config,
+        encoder_blocks=_runs(encoder),
+        in_channels=encoder["0.weight"].shape[1],
+        has_encoder=True,
     )
 
 

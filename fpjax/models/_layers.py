@@ -199,10 +199,16 @@ def upsample_nearest(x: Array) -> Array:
     return doubled.reshape(batch, 2 * height, 2 * width, channels)
 
 
-def freeze_tuples(config: Any, *names: str) -> None:
-    """Turns list fields of a frozen config into tuples, so that configs read from JSON hash."""
-    for name in names:
-        object.__setattr__(config, name, tuple(getattr(config, name)))
+def normalize_config(config: Any, *, tuples: Sequence[str], floats: Sequence[str] = ()) -> None:
+    """Makes equal configs identical: lists are tuples, 2.0 in a tuple is 2, 1 in a float is 1.0.
+
+    A config read from JSON then hashes, and has the same JSON as the one that was written.
+    """
+    for name in tuples:
+        values = (int(v) if v == int(v) else v for v in getattr(config, name))
+        object.__setattr__(config, name, tuple(values))
+    for name in floats:
+        object.__setattr__(config, name, float(getattr(config, name)))
 
 
 def level_channels(name: str, base: int, multipliers: Sequence[float]) -> tuple[int, ...]:

@@ -62,7 +62,11 @@ class AutoencoderConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
-        nn.freeze_tuples(self, "ch_mult", "attn_resolutions")
+        nn.normalize_config(
+            self,
+            tuples=("ch_mult", "attn_resolutions"),
+            floats=("scale_factor", "shift_factor"),
+        )
         nn.check_dtype(self.dtype)
         nn.check_groups(self.norm_groups, self.ch, *self.channels)
         if self.is_vq and self.double_z:
@@ -274,7 +278,7 @@ def nearest_codes(codebook: Array, z: Array) -> Array:
 def _specs(config: AutoencoderConfig) -> Specs:
     z_out = config.z_channels * (2 if config.double_z else 1)
     moments = config.embed_dim * (2 if config.double_z else 1)
-    specs = {
+    specs: Specs = {
         "decoder": _decoder_specs(config),
         "post_quant_conv": nn.linear_spec(config.embed_dim, config.z_channels),
     }

@@ -54,7 +54,11 @@ class AutoencoderTinyConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
-        nn.freeze_tuples(self, "encoder_blocks", "decoder_blocks")
+        nn.normalize_config(
+            self,
+            tuples=("encoder_blocks", "decoder_blocks"),
+            floats=("scale_factor", "shift_factor"),
+        )
         nn.check_dtype(self.dtype)
         if self.has_encoder and len(self.encoder_blocks) != len(self.decoder_blocks):
             raise ValueError(

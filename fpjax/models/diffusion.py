@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fpjax.models import _layers as nn
 from fpjax.models import unet
 from fpjax.models._layers import Array, Params
 from fpjax.models.unet import UNetConfig
@@ -48,6 +49,7 @@ class DiffusionConfig:
     def __post_init__(self):
         if isinstance(self.unet, dict):  # as a config read from JSON has it
             object.__setattr__(self, "unet", UNetConfig(**self.unet))
+        nn.normalize_config(self, tuples=(), floats=("linear_start", "linear_end"))
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -61,7 +61,11 @@ class UNetConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
-        nn.freeze_tuples(self, "channel_mult", "attention_resolutions")
+        nn.normalize_config(
+            self,
+            tuples=("channel_mult", "attention_resolutions"),
+            floats=("norm_eps", "time_frequency_shift"),
+        )
         nn.check_dtype(self.dtype)
         nn.check_groups(self.norm_groups, self.model_channels, *self.channels)
         if self.model_channels % 2:

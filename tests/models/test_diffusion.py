@@ -120,7 +120,12 @@ def test_every_schedule_falls_from_signal_to_noise(schedule):
 
 def test_a_config_survives_json():
     config = DiffusionConfig.ldm_ffhq256()
-    assert DiffusionConfig(**json.loads(json.dumps(dataclasses.asdict(config)))) == config
+    text = json.dumps(dataclasses.asdict(config))
+    again = DiffusionConfig(**json.loads(text))
+    assert again == config and hash(again) == hash(config)
+    # Equal configs have equal JSON, whose hash names a generator.
+    other = dataclasses.replace(config.unet, channel_mult=[1.0, 2.0, 3.0, 4.0], norm_eps=1e-5)
+    assert json.dumps(dataclasses.asdict(dataclasses.replace(config, unet=other))) == text
 
 
 def test_misuse_is_named():
