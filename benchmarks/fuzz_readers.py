@@ -4,8 +4,9 @@
     python benchmarks/fuzz_readers.py --runs 500000 --json fuzz.json
 
 An input's first byte chooses what the rest becomes: a file as it is, the pickle of a torch zip or
-of a torch stream, a safetensors header with data, an entry of an npz, or an npy header with data.
-So mutations reach behind lengths and checksums. Every file that is accepted is also listed,
+of a torch stream, a safetensors header with data, an entry of an npz, an npy header with data, or
+instructions that `assemble` turns into a pickle of working calls. So mutations reach behind
+lengths, checksums and stack underflows. Every file that is accepted is also listed,
 searched and read. Prints executions, outcomes, exceptions other than CheckpointError with the
 inputs that caused them, and peak memory; exits with 1 if there was any such exception.
 """
@@ -81,7 +82,105 @@ def as_npy(body: bytes) -> bytes:
     return b"\x93NUMPY\2\0" + struct.pack("<L", len(header)) + header + data
 
 
+def assemble(program: bytes, swap: dict[bytes, bytes]) -> bytes:
+    """The body of a pickle that pushes one value: each byte is an instruction.
+
+    An instruction is skipped where the stack or the memo does not have what it takes. Random
+    bytes hardly ever spell a pickle that gets past its first call; these do. `swap` replaces
+    instructions by others that push the same type.
+    """
+    out, stack, marks, slots = [], "", [], {}
+    for byte in program:
+        code, takes, gives = INSTRUCTIONS[byte % len(INSTRUCTIONS)]
+        bottom = marks[-1] if marks else 0
+        if takes == "(":
+            marks.append(len(stack))
+        elif takes.startswith("mark"):
+            target = takes[4:]  # what must lie below the mark
+            if not marks or not stack[: marks[-1]].endswith(target) or bottom < len(target):
+                continue
+            if code in PAIRS and (len(stack) - bottom) % 2:
+                continue
+            stack = stack[: marks.pop()]
+            stack = stack.removesuffix(target) + gives
+        elif code[:1] == b"h":
+            if code not in slots:
+                continue
+            stack += slots[code]
+        else:
+            top = stack[max(bottom, len(stack) - len(takes)) :]
+            fits = len(top) == len(takes)
+            if not fits or any(
+                want not in (have, "?") for want, have in zip(takes, top, strict=True)
+            ):
+                continue
+            if code[:1] == b"q":
+                slots[b"h" + code[1:]] = top
+            else:
+                stack = stack[: len(stack) - len(takes)] + gives
+        out.append(swap.get(code, code))
+    while marks:
+        out.append(b"t")
+        stack = stack[: marks.pop()] + "t"
+    return b"".join(out) + (b"N" if not stack else b"\x86" * (len(stack) - 1))
+
+
+def constants(kind: str, *codes: bytes) -> list[tuple[bytes, str, str]]:
+    return [(code, "", kind) for code in codes]
+
+
+def text(word: str) -> bytes:
+    return b"\x8c" + bytes([len(word)]) + word.encode()
+
+
+FLOAT_STORAGE = (
+    b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + b"K\x10tQ"
+)
+DTYPE = b"cnumpy\ndtype\n" + text("f4") + b"\x89\x88\x87R(K\x03" + text(">") + b"NNNK\0K\0K\0tb"
+ARRAY = b"cnumpy._core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85C\x01b\x87R"
+NESTED = as_stream(b"\x80\x02" + FLOAT_STORAGE + b".")
+LOADED = b"ctorch.storage\n_load_from_bytes\nB" + struct.pack("<L", len(NESTED)) + NESTED + b"\x85R"
+TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n(" + FLOAT_STORAGE + b"K\0K\2\x85K\1\x85\x89}tR"
+NAMES = ("0", "cpu", "f4", "<", ">", "C", "K", "latin1", "state", "class_name", "_parameters")
+NAMES += ("_buffers", "_modules", "variables", "components", "_init_kwargs")
+PAIRS = (b"d", b"u")
+
+# (code, types of the top of the stack, type of the result): n number, s text, b bytes, g global,
+# t tuple, l list, d dict, e set, o object, ? any. "mark?" takes what is above the last mark.
+INSTRUCTIONS: list[tuple[bytes, str, str]] = [(b"(", "(", "")] * 8
+INSTRUCTIONS += constants("g", *(b"c" + word.encode() for word in WORDS if word.count("\n") == 2))
+INSTRUCTIONS += constants(
+    "n", *(b"K" + bytes([n]) for n in (0, 1, 2, 3, 4, 16, 255)), b"N", b"\x89"
+)
+INSTRUCTIONS += constants("n", b"\x8a\x09" + b"\xff" * 8 + b"\0", b"J\xff\xff\xff\xff")
+INSTRUCTIONS += constants("s", *map(text, NAMES))
+INSTRUCTIONS += constants("b", b"C\x08" + bytes(range(8)), b"C\0")
+INSTRUCTIONS += constants("o", FLOAT_STORAGE, FLOAT_STORAGE, DTYPE, DTYPE, ARRAY, LOADED, TENSOR)
+INSTRUCTIONS += [(b")", "", "t"), (b"]", "", "l"), (b"}", "", "d"), (b"\x8f", "", "e")]
+INSTRUCTIONS += [(b"q" + bytes([slot]), "?", "") for slot in range(4)]
+INSTRUCTIONS += [(b"h" + bytes([slot]), "", "") for slot in range(4)]
+INSTRUCTIONS += [(b"\x85", "?", "t"), (b"\x86", "??", "t"), (b"\x87", "???", "t")] * 2
+INSTRUCTIONS += [(b"R", "gt", "o")] * 8 + [(b"\x81", "gt", "o"), (b"\x92", "gtd", "o")]
+INSTRUCTIONS += [(b"R", "ot", "o"), (b"\x93", "ss", "g"), (b"0", "?", "")]
+INSTRUCTIONS += [(b"a", "l?", "l"), (b"s", "ds?", "d"), (b"s", "dn?", "d"), (b"s", "os?", "o")]
+INSTRUCTIONS += [(b"b", "o?", "o"), (b"b", "od", "o"), (b"b", "ot", "o"), (b"b", "d?", "d")]
+INSTRUCTIONS += [(b"t", "mark", "t")] * 6 + [(b"l", "mark", "l"), (b"d", "mark", "d")]
+INSTRUCTIONS += [(b"e", "markl", "l"), (b"u", "markd", "d"), (b"u", "marko", "o")]
+INSTRUCTIONS += [(b"\x90", "marke", "e"), (b"\x91", "mark", "e"), (b"1", "mark", "")]
+
+
+# A bare pickle cannot refer to storages outside itself.
+BARE = {FLOAT_STORAGE: LOADED, TENSOR: TENSOR.replace(FLOAT_STORAGE, LOADED)}
+
+
+def program(body: bytes, wrap=None) -> bytes:
+    if wrap is None:
+        return b"\x80\x04" + assemble(body, BARE) + b"."
+    return wrap(b"\x80\x04" + FLOAT_STORAGE + assemble(body, {}) + b"\x86.")
+
+
 SHAPES = [lambda body: body, as_zip, as_stream, as_safetensors, as_npz, as_npy]
+SHAPES += [program, lambda body: program(body, as_zip), lambda body: program(body, as_stream)]
 
 
 def seeds() -> list[bytes]:
@@ -115,6 +214,8 @@ def seeds() -> list[bytes]:
     text = json.dumps({"__metadata__": {"k": "v"}, **header}).encode()
     npy_text = b"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 2), }"
     found = [bytes([shape]) + data for shape in (0, 1, 2) for data in pickles]
+    rng = np.random.default_rng(0)
+    found += [bytes([6 + index % 3]) + rng.bytes(20 + index) for index in range(60)]
     found += [b"\3" + text + b"\0" + STORAGE[:16], b"\4" + npy.getvalue()]
     found += [b"\4" + npy.getvalue() + b"\0", b"\5" + npy_text + b"\0" + STORAGE[:16]]
     found += [b"\0" + make(data) for make in (as_zip, as_stream) for data in (pickles[2], tensor)]

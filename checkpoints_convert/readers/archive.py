@@ -42,7 +42,7 @@ def read_archive(region: Region, meter: Meter) -> dict[str, Region]:
     Raises CheckpointError for an archive that is damaged, ambiguous or encrypted, whose names
     leave its folder or repeat, whose entries overlap, or which unpacks to absurd sizes.
     """
-    data = memoryview(region.array())
+    data = region.array().data
     start, stop, count = _directory(data)
     meter.charge("objects", count)
     entries = _central_entries(data, start, stop, count)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from checkpoints_convert.readers.tensors import (
     dtype_from_descr,
     dtype_named,
 )
-from checkpoints_convert.readers.tree import Opaque
+from checkpoints_convert.readers.tree import NAME_CHARACTERS, Opaque
 
 SAFETENSORS_DTYPES = {
     "BOOL": "bool",
@@ -69,7 +70,12 @@ def read_safetensors(region: Region, meter: Meter) -> tuple[dict, dict]:
     if type(metadata) is not dict or any(type(value) is not str for value in metadata.values()):
         raise CheckpointError("__metadata__ with other values than strings", "strings only")
     tensors, spans = {}, []
+    for word in (*header, *metadata, *metadata.values()):
+        if re.search("[\ud800-\udfff]", word):  # JSON can write them; no file or terminal can
+            raise CheckpointError("half of a surrogate pair in a name", "Unicode text")
     for name, entry in header.items():
+        if len(name) > NAME_CHARACTERS:
+            raise CheckpointError("a tensor name of over 4096 characters", "a shorter one")
         dtype, shape, start, stop = _safetensors_entry(name, entry)
         storage_size = (stop - start) // dtype.itemsize
         storage = Storage(dtype, storage_size, data.slice(start, stop, f"tensor {name!r}"))
@@ -91,8 +97,8 @@ def read_safetensors(region: Region, meter: Meter) -> tuple[dict, dict]:
     return tensors, metadata
 
 
-def _json(text: bytes) -> object:
-    def unique(pairs: list[tuple[str, object]]) -> dict:
+def _json(text: bytes) -> Any:
+    def unique(pairs: list[tuple[str, Any]]) -> dict:
         result = dict(pairs)
         if len(result) != len(pairs):
             raise CheckpointError("a header that names something twice", "unique names")
@@ -106,13 +112,15 @@ def _json(text: bytes) -> object:
         raise CheckpointError("a header that is not JSON", f"JSON ({str(error)[:200]})") from error
 
 
-def _safetensors_entry(name: str, entry: object) -> tuple[np.dtype, tuple, int, int]:
+def _safetensors_entry(name: str, entry: Any) -> tuple[np.dtype, tuple, int, int]:
     if type(entry) is not dict or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(f"tensor {name!r} described otherwise", "dtype, shape, data_offsets")
     kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if type(kind) is not str or kind not in SAFETENSORS_DTYPES:
         raise CheckpointError(
-            f"tensor {name!r} of dtype {str(kind)[:40]!r}",
+            f"tensor {name!r} of dtype {kind[:40]!r}"
+            if type(kind) is str
+            else "a dtype of no name",
             f"one of {', '.join(SAFETENSORS_DTYPES)}",
             "save it in one of these",
         )

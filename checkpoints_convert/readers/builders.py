@@ -4,6 +4,8 @@ A builder takes the machine and the arguments, a tuple, and gives a tree node, o
 when the call does not mean what it knows (it then becomes an `Opaque`).
 """
 
+from typing import Any
+
 import numpy as np
 
 from checkpoints_convert.readers.regions import Region
@@ -18,7 +20,8 @@ from checkpoints_convert.readers.tensors import (
 )
 from checkpoints_convert.readers.tree import Global, Opaque
 
-NESTED_COST = 200  # operations that reading one nested file counts for
+NESTED_COST = 200  # operations that reading one nested file counts for,
+NESTED_BYTES = 16_384  # and one more for so many bytes of it
 
 BUILDERS: dict = {}
 
@@ -34,6 +37,7 @@ UNSUPPORTED = {
     "torch._utils._rebuild_device_tensor_from_numpy": "a device tensor in another dtype",
     "torch._utils._rebuild_device_tensor_from_cpu_tensor": "a device tensor in another dtype",
     "torch._utils._rebuild_xla_tensor": "a device tensor in another dtype",
+    "torch._tensor._rebuild_from_type": "a tensor subclass; save tensor.as_subclass(Tensor)",
     "torch._tensor._rebuild_from_type_v2": "a tensor subclass; save tensor.as_subclass(Tensor)",
 }
 """Calls that make tensors of kinds that are not read, when no builder takes them."""
@@ -55,7 +59,7 @@ def _expect(machine, condition: bool, name: str, args: tuple) -> None:
         raise machine.error(f"{name} of ({given})", "the arguments that its own library writes")
 
 
-def _is_shape(value: object) -> bool:
+def _is_shape(value: Any) -> bool:
     return type(value) in (tuple, list) and len(value) <= 64 and all(type(n) is int for n in value)
 
 
@@ -96,7 +100,7 @@ def _rebuild_tensor_v3(machine, args):
     return _tensor(machine, "_rebuild_tensor_v3", args, dtype)
 
 
-def torch_dtype(value: object) -> np.dtype | None:
+def torch_dtype(value: Any) -> np.dtype | None:
     """NumPy dtype of a torch dtype's global; None for others."""
     if type(value) is not Global or value.module != "torch" or value.name not in TORCH_DTYPES:
         return None
@@ -114,11 +118,13 @@ _REBUILDS = {f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2",
 _REBUILDS |= {"torch._utils._rebuild_parameter"}
 
 
-@builder("torch._tensor._rebuild_from_type_v2")
+@builder("torch._tensor._rebuild_from_type_v2", "torch._tensor._rebuild_from_type")
 def _rebuild_from_type(machine, args):
     """A tensor that carries Python attributes: the tensor alone."""
     _expect(machine, len(args) == 4, "_rebuild_from_type_v2", args)
-    if str(args[1]) not in _PLAIN or type(args[0]) is not Global or str(args[0]) not in _REBUILDS:
+    if any(type(name) is not Global for name in args[:2]):
+        return NotImplemented
+    if str(args[0]) not in _REBUILDS or str(args[1]) not in _PLAIN:
         return NotImplemented
     return machine.call(args[0], args[2])
 
@@ -136,9 +142,10 @@ def _rebuild_device_tensor(machine, args):
 
 @builder("torch.storage._load_from_bytes")
 def _load_from_bytes(machine, args):
-    data = args[0] if len(args) == 1 else None
+    _expect(machine, len(args) == 1, "_load_from_bytes", args)
+    data: Any = args[0]
     _expect(machine, type(data) in (bytes, Region), "_load_from_bytes", args)
-    machine.meter.charge("objects", NESTED_COST)
+    machine.meter.charge("objects", NESTED_COST + len(data) // NESTED_BYTES)
     return machine.load_nested(data if type(data) is Region else Region.of_bytes(data))
 
 
@@ -248,7 +255,7 @@ def _reconstruct(machine, args):
 # NumPy
 
 
-def _numpy_dtype(value: object) -> tuple[np.dtype, bool] | None:
+def _numpy_dtype(value: Any) -> tuple[np.dtype, bool] | None:
     """(native dtype, big-endian?) of a pickled numpy.dtype; None if it is not a numeric one."""
     if type(value) is not Opaque or (value.module, value.name) != ("numpy", "dtype"):
         return None

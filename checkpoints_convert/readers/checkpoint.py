@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 from checkpoints_convert.readers.archive import read_archive
 from checkpoints_convert.readers.array_files import (
@@ -47,7 +48,7 @@ class Checkpoint:
 
     format: str
     path: str
-    tree: object
+    tree: Any = field(repr=False)  # its text could be long
     metadata: dict[str, str]
     limits: Limits
     _file: FileBacking = field(repr=False)
@@ -105,7 +106,7 @@ def read(path: str | os.PathLike, *, limits: Limits | None = None) -> Checkpoint
         ) from error
 
 
-def _read(region: Region, meter: Meter) -> tuple[str, object, dict]:
+def _read(region: Region, meter: Meter) -> tuple[str, Any, dict]:
     """(format, tree, metadata)."""
     head = bytes(region.slice(0, min(512, len(region)), "the start"))
     if head.startswith(b"PK\3\4"):

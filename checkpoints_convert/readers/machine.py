@@ -7,6 +7,7 @@ is checked against the bytes that are left before it is used.
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 from checkpoints_convert.readers.builders import BUILDERS, UNSUPPORTED
 from checkpoints_convert.readers.limits import CheckpointError, Meter, over_limit
@@ -44,14 +45,14 @@ class Machine:
         data: memoryview,
         position: int,
         meter: Meter,
-        load_nested: Callable[[Region], object],
-        persistent: Callable[[object], object] | None = None,
+        load_nested: Callable[[Region], Any],
+        persistent: Callable[[Any], Any] | None = None,
     ):
         self.region, self.data, self.position, self.meter = region, data, position, meter
         self.load_nested, self.persistent = load_nested, persistent
         self.stack: list = []
         self.marks: list[list] = []
-        self.memo: dict[int, object] = {}
+        self.memo: dict[int, Any] = {}
         self.pending: dict[int, LazyTensor] = {}
         self.done = False
 
@@ -99,7 +100,8 @@ class Machine:
         """`data` as text without surrogates, which could not be printed or written again."""
         try:
             string = data.decode(encoding)
-            string.isascii() or string.encode("utf-8")
+            if not string.isascii():
+                string.encode("utf-8")
         except UnicodeError as error:
             raise self.error("a string that is not text", f"{encoding}, not {error}") from error
         return string
@@ -122,13 +124,13 @@ class Machine:
 
     # The stack
 
-    def pop(self) -> object:
+    def pop(self) -> Any:
         """The top of the stack, which must lie above the last mark."""
         if not self.stack:
             raise self.error("an empty stack", "a value")
         return self.stack.pop()
 
-    def top(self) -> object:
+    def top(self) -> Any:
         """The top of the stack, left there."""
         if not self.stack:
             raise self.error("an empty stack", "a value")
@@ -147,13 +149,13 @@ class Machine:
         if len(self.memo) > self.meter.limits.memo_entries:
             raise over_limit(self.meter.limits, "memo_entries")
 
-    def recall(self, index: int) -> object:
+    def recall(self, index: int) -> Any:
         """What a memo slot holds."""
         if index not in self.memo:
             raise self.error(f"memo slot {index}", "a slot stored before")
         return self.memo[index]
 
-    def key(self, value: object) -> object:
+    def key(self, value: Any) -> Any:
         """`value` if it may be hashed cheaply: deep tuples would overflow the stack of hash()."""
         kind = type(value)
         parts = value if kind is tuple and len(value) <= KEY_NODES else (value,)
@@ -166,7 +168,7 @@ class Machine:
 
     # Meaning
 
-    def call(self, function: object, args: object, kwargs: object = None) -> object:
+    def call(self, function: Any, args: Any, kwargs: Any = None) -> Any:
         """What calling `function` would give: a builder's value or an Opaque."""
         if type(args) is not tuple or (kwargs is not None and type(kwargs) is not dict):
             raise self.error(f"arguments as a {type(args).__name__}", "a tuple and a dict")
@@ -183,7 +185,7 @@ class Machine:
         reason = UNSUPPORTED.get(name, "")
         return Opaque(function.module, function.name, args, kwargs or {}, unsupported=reason)
 
-    def build(self, target: object, state: object) -> None:
+    def build(self, target: Any, state: Any) -> None:
         """Give an object its state, as its `__setstate__` would."""
         if type(target) is Opaque:
             if target.state is not None:
@@ -194,7 +196,7 @@ class Machine:
         elif type(target) is not dict:  # of an OrderedDict, attributes such as _metadata: dropped
             raise self.error(f"a state for a {type(target).__name__}", "an object")
 
-    def extend(self, target: object, items: list) -> None:
+    def extend(self, target: Any, items: list) -> None:
         """Append to a list or to an object that acts as one."""
         if type(target) is list:
             target.extend(items)
@@ -203,7 +205,7 @@ class Machine:
         else:
             raise self.error(f"APPEND to a {type(target).__name__}", "a list")
 
-    def update(self, target: object, items: list) -> None:
+    def update(self, target: Any, items: list) -> None:
         """Store key, value, key, value, ... in a dict or in an object that acts as one."""
         if type(target) is Opaque:
             target = target.entries
@@ -216,12 +218,12 @@ class Machine:
         """A module or class name that ends with a newline."""
         return self.decode(self.line(NAME_BYTES), "utf-8")
 
-    def named(self, module: object, name: object) -> Global:
+    def named(self, module: Any, name: Any) -> Global:
         """The global of that name; nothing is looked up."""
         for part in (module, name):
             if type(part) is not str or len(part) > NAME_BYTES:
                 raise self.error(f"a {type(part).__name__} as the name of a global", "a short str")
-        return Global(RENAMED_MODULES.get(module, module), name)
+        return Global(RENAMED_MODULES.get(module) or module, name)
 
     def integer(self, count: int) -> int:
         """A little-endian two's complement integer of `count` bytes."""
@@ -229,7 +231,7 @@ class Machine:
             raise self.error(f"an integer of {count:,} bytes", f"at most {NUMBER_BYTES:,}")
         return int.from_bytes(self.take(count), "little", signed=True)
 
-    def number(self, convert: Callable, strip: bytes = b"") -> int | float:
+    def number(self, convert: Callable, strip: bytes = b"") -> Any:
         """A number written as text on a line."""
         line = self.line(NUMBER_BYTES).removesuffix(strip)
         try:
@@ -246,11 +248,11 @@ def unescape(data: bytes) -> bytes:
     """The bytes that the inside of a Python string literal stands for."""
 
     def value(match: re.Match) -> bytes:
-        code = match[1]
+        code: bytes = match[1]
         if code[:1] == b"x":
             return bytes([int(code[1:], 16)])
         if code.isdigit():
             return bytes([int(code, 8) & 255])
-        return _ESCAPES.get(code, match[0])
+        return _ESCAPES[code] if code in _ESCAPES else match[0]
 
     return re.sub(rb"\\(x[0-9a-fA-F]{2}|[0-7]{1,3}|[^0-9x])", value, data, flags=re.DOTALL)

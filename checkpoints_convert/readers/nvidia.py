@@ -5,6 +5,8 @@ stylegan2 (`dnnlib/tflib/network.py`). Their classes, and the source text inside
 never run.
 """
 
+from typing import Any
+
 from checkpoints_convert.readers.limits import CheckpointError, Limits, over_limit
 from checkpoints_convert.readers.tensors import LazyTensor
 from checkpoints_convert.readers.tree import NAME_CHARACTERS, RESAVE, Opaque
@@ -14,12 +16,12 @@ SETTINGS_DEPTH = 16
 ADVICE = "find() the network first, e.g. under G_ema"
 
 
-def is_persistent(node: object) -> bool:
+def is_persistent(node: Any) -> bool:
     """Whether a tree node is an object saved by `torch_utils.persistence`."""
     return type(node) is Opaque and (node.module, node.name) == PERSISTENT
 
 
-def is_tf_network(node: object) -> bool:
+def is_tf_network(node: Any) -> bool:
     """Whether a tree node is a TensorFlow-era `dnnlib.tflib.network.Network`."""
     return (
         type(node) is Opaque
@@ -29,7 +31,7 @@ def is_tf_network(node: object) -> bool:
     )
 
 
-def mapping(node: object) -> dict | None:
+def mapping(node: Any) -> dict | None:
     """The items of a dict or of an Opaque dict subclass such as EasyDict; None for others."""
     if type(node) is dict:
         return node
@@ -38,11 +40,11 @@ def mapping(node: object) -> dict | None:
     return None
 
 
-def plain(node: object, limits: Limits) -> object:
+def plain(node: Any, limits: Limits) -> Any:
     """A copy of settings with every EasyDict, at any depth, as a dict."""
     visits = 0
 
-    def copy(value: object, depth: int) -> object:
+    def copy(value: Any, depth: int) -> Any:
         nonlocal visits
         visits += 1
         if visits > limits.objects:
@@ -72,7 +74,9 @@ def persistent_state_dict(
     state = _module_state(opaque)
     if meta is None or state is None or type(meta.get("class_name")) is not str:
         raise CheckpointError(
-            f"{opaque!r}"[:200], f"an object of {'.'.join(PERSISTENT)} that is a module", ADVICE
+            f"a {type(opaque).__name__} without class and parameters",
+            f"an object of {'.'.join(PERSISTENT)} that is a module",
+            ADVICE,
         )
     tensors: dict[str, LazyTensor] = {}
     stack, visits, characters = [("", opaque, 0)], 0, 0
@@ -103,7 +107,7 @@ def persistent_state_dict(
     return meta["class_name"], args, kwargs if type(kwargs) is dict else {}, tensors
 
 
-def _meta(node: object) -> dict | None:
+def _meta(node: Any) -> dict | None:
     """What the pickle says about a persistent object: type, class_name, state, ...; or None."""
     if not is_persistent(node) or not node.args:
         return None
@@ -111,7 +115,7 @@ def _meta(node: object) -> dict | None:
     return meta if meta is not None and type(meta.get("state")) is dict else None
 
 
-def _module_state(node: object) -> dict | None:
+def _module_state(node: Any) -> dict | None:
     """`__dict__` of a torch module, persistent or plain; None for anything else."""
     meta = _meta(node)
     state = meta["state"] if meta else node.state if type(node) is Opaque else None
@@ -133,7 +137,7 @@ def _own_tensors(state: dict, prefix: str):
             yield full, value
 
 
-def _join(prefix: str, name: object) -> str:
+def _join(prefix: str, name: Any) -> str:
     if type(name) is not str or len(prefix) + len(name) > NAME_CHARACTERS:
         raise CheckpointError("a parameter name that is no short string", "dotted names")
     return f"{prefix}.{name}" if prefix else name
@@ -172,7 +176,7 @@ def tf_network(opaque: Opaque, *, limits: Limits | None = None) -> dict:
     return top["network"]
 
 
-def _variables(listed: object) -> dict[str, LazyTensor]:
+def _variables(listed: Any) -> dict[str, LazyTensor]:
     variables: dict[str, LazyTensor] = {}
     for item in listed if type(listed) in (list, tuple) else ():
         ok = type(item) in (list, tuple) and len(item) == 2 and type(item[0]) is str

@@ -5,6 +5,7 @@ The opcodes mean what Python's `pickletools` documents. Python's own `pickle` ne
 
 import struct
 from collections.abc import Callable
+from typing import Any
 
 from checkpoints_convert.readers.limits import CheckpointError, Meter, over_limit
 from checkpoints_convert.readers.machine import Machine, unescape
@@ -18,9 +19,9 @@ def interpret(
     data: memoryview,
     start: int,
     meter: Meter,
-    load_nested: Callable[[Region], object],
-    persistent: Callable[[object], object] | None = None,
-) -> tuple[object, int]:
+    load_nested: Callable[[Region], Any],
+    persistent: Callable[[Any], Any] | None = None,
+) -> tuple[Any, int]:
     """The object tree of one pickle, and the position behind it.
 
     Args:
@@ -65,13 +66,13 @@ def _slot(machine: Machine) -> int:
     return index
 
 
-def _int_line(machine: Machine) -> int | bool:
+def _int_line(machine: Machine) -> Any:
     line = bytes(machine.data[machine.position : machine.position + 3])
     value = machine.number(int)
     return {b"00\n": False, b"01\n": True}.get(line, value)
 
 
-def _string_line(machine: Machine) -> str | bytes:
+def _string_line(machine: Machine) -> str | bytes | Region:
     line = machine.text_line().strip()
     if len(line) < 2 or line[0] != line[-1] or line[:1] not in (b"'", b'"'):
         raise machine.error("a string without quotes", "a quoted string")
@@ -96,34 +97,34 @@ def _keys(machine: Machine, items: list) -> list:
     return [machine.key(item) for item in items]
 
 
-def _stack_global(machine: Machine) -> object:
+def _stack_global(machine: Machine) -> Any:
     name, module = machine.pop(), machine.pop()
     return machine.named(module, name)
 
 
-def _call(machine: Machine) -> object:
+def _call(machine: Machine) -> Any:
     args, function = machine.pop(), machine.pop()
     return machine.call(function, args)
 
 
-def _call_with_keywords(machine: Machine) -> object:
+def _call_with_keywords(machine: Machine) -> Any:
     kwargs, args, cls = machine.pop(), machine.pop(), machine.pop()
     return machine.call(cls, args, kwargs)
 
 
-def _inst(machine: Machine) -> object:
+def _inst(machine: Machine) -> Any:
     cls = machine.named(machine.name_line(), machine.name_line())
     return machine.call(cls, tuple(machine.pop_mark()))
 
 
-def _obj(machine: Machine) -> object:
+def _obj(machine: Machine) -> Any:
     items = machine.pop_mark()
     if not items:
         raise machine.error("OBJ without a class", "a class above the mark")
     return machine.call(items[0], tuple(items[1:]))
 
 
-def _binpersid(machine: Machine) -> object:
+def _binpersid(machine: Machine) -> Any:
     if machine.persistent is None:
         raise CheckpointError(
             "a pickle that refers to data outside itself",
@@ -132,7 +133,7 @@ def _binpersid(machine: Machine) -> object:
     return machine.persistent(machine.pop())
 
 
-_PUSHES: dict[bytes, Callable[[Machine], object]] = {
+_PUSHES: dict[bytes, Callable[[Machine], Any]] = {
     # Constants and numbers
     b"N": lambda m: None,
     b"\x88": lambda m: True,  # NEWTRUE
@@ -257,7 +258,7 @@ def _refuse(found: str, expected: str) -> Callable[[Machine], None]:
 _EXTENSION = _refuse("an extension-registry code", "the name of a global")
 _OUT_OF_BAND = _refuse("a buffer that is not in the file", "a self-contained pickle")
 
-_ACTIONS: dict[bytes, Callable[[Machine], object]] = {
+_ACTIONS: dict[bytes, Callable[[Machine], Any]] = {
     b"\x80": _proto,
     b"\x95": _frame,
     b".": _stop,

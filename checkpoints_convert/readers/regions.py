@@ -114,7 +114,7 @@ class DeflateBacking:
         unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
         try:
             # One byte more than stated, so that a longer stream shows itself.
-            data = unpacker.decompress(self.packed.array(), at_most + 1)
+            data = unpacker.decompress(self.packed.array().data, at_most + 1)
         except zlib.error as error:
             raise self._damaged(f"deflate data that does not unpack ({error})") from error
         if at_most < self.size:

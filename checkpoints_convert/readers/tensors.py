@@ -4,6 +4,7 @@ import math
 import re
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -60,11 +61,13 @@ def dtype_named(name: str) -> np.dtype:
     if name.startswith(("bfloat", "float8")):
         import ml_dtypes
 
+        if not hasattr(ml_dtypes, name):
+            raise CheckpointError(f"dtype {name}", "a dtype of ml_dtypes", "upgrade ml_dtypes")
         return np.dtype(getattr(ml_dtypes, name))
     return np.dtype(name)
 
 
-def dtype_from_descr(descr: object) -> tuple[np.dtype, bool] | None:
+def dtype_from_descr(descr: Any) -> tuple[np.dtype, bool] | None:
     """(native dtype, big-endian?) of a NumPy type string such as "<f4"; None if not numeric.
 
     >>> dtype_from_descr(">f4")
@@ -237,7 +240,7 @@ def nonfinite(tensors: Mapping[str, "LazyTensor | np.ndarray"]) -> list[str]:
     return names
 
 
-def _brief(value: object) -> str:
+def _brief(value: Any) -> str:
     if type(value) is int:
         return str(value) if abs(value) < 1 << 70 else "an int of more than 70 bits"
     return f"a {type(value).__name__}"

@@ -1,5 +1,7 @@
 """PyTorch checkpoints: the zip format (since 1.6), the stream before it, and bare pickles."""
 
+from typing import Any
+
 from checkpoints_convert.readers.archive import read_archive
 from checkpoints_convert.readers.limits import CheckpointError, Meter, over_limit
 from checkpoints_convert.readers.opcodes import interpret
@@ -14,7 +16,7 @@ TYPED_STORAGES = {"torch", "torch.storage", "torch.cuda"}
 WHOLE = "a file that torch.save wrote"
 
 
-def read_torch_zip(entries: dict[str, Region], meter: Meter, nesting: int = 0) -> object:
+def read_torch_zip(entries: dict[str, Region], meter: Meter, nesting: int = 0) -> Any:
     """Object tree of a torch zip whose entries `read_archive` gave."""
     pickles = [name for name in entries if name.endswith(f"/{DATA}") and name.count("/") == 1]
     if len(pickles) != 1:
@@ -25,7 +27,7 @@ def read_torch_zip(entries: dict[str, Region], meter: Meter, nesting: int = 0) -
         raise CheckpointError(f"byteorder {order!r}", "little or big")
     storages: dict[tuple, Storage] = {}
 
-    def persistent(identity: object) -> Storage:
+    def persistent(identity: Any) -> Storage:
         kind, key, size, view = _storage_id(identity)
         if view is not None:
             raise CheckpointError("a storage view in a zip", WHOLE)
@@ -47,7 +49,11 @@ def read_torch_zip(entries: dict[str, Region], meter: Meter, nesting: int = 0) -
 
     nested = _nested_loader(meter, nesting)
     region = entries[pickles[0]]
-    tree, end = interpret(region, memoryview(region.array()), 0, meter, nested, persistent)
+    if len(region) > meter.limits.pickle_bytes:  # it may be a compressed entry
+        raise over_limit(meter.limits, "pickle_bytes")
+    if nesting:  # the same nested file may be read again and again
+        meter.charge("objects", len(region) // 4096)
+    tree, end = interpret(region, region.array().data, 0, meter, nested, persistent)
     if end != len(region):
         raise CheckpointError(f"{len(region) - end:,} bytes after the pickle", "none")
     return tree
@@ -62,14 +68,14 @@ def _short(entries: dict[str, Region], name: str, default: bytes) -> bytes:
     return bytes(region)
 
 
-def _storage_id(identity: object) -> tuple[Global, str, int, object]:
+def _storage_id(identity: Any) -> tuple[Global, str, int, Any]:
     """(class, key, number of elements, view) of the persistent id that torch writes."""
     if type(identity) is tuple and len(identity) in (5, 6) and identity[0] == "storage":
         _, kind, key, _, size = identity[:5]
-        key = str(key) if type(key) is int and 0 <= key < 1 << 64 else key
-        ok = type(kind) is Global and type(key) is str and type(size) is int and 0 <= size < 1 << 60
-        if ok:
-            return kind, key, size, identity[5] if len(identity) == 6 else None
+        if type(key) is int and 0 <= key < 1 << 64:
+            key = str(key)
+        if type(kind) is Global and type(key) is str and type(size) is int and 0 <= size < 1 << 60:
+            return kind, str(key), size, identity[5] if len(identity) == 6 else None
     raise CheckpointError("a persistent id of an unknown kind", f"a storage; {WHOLE}")
 
 
@@ -88,7 +94,7 @@ def _new_storage(kind: Global, size: int) -> Storage:
 def _nested_loader(meter: Meter, nesting: int):
     """Reads a torch file that is a byte string inside another one."""
 
-    def load(region: Region) -> object:
+    def load(region: Region) -> Any:
         if nesting + 1 > meter.limits.nesting:
             raise over_limit(meter.limits, "nesting")
         if bytes(region.slice(0, min(4, len(region)), "a nested file")) == b"PK\3\4":
@@ -101,9 +107,9 @@ def _nested_loader(meter: Meter, nesting: int):
     return load
 
 
-def read_pickled(region: Region, meter: Meter, nesting: int = 0) -> tuple[str, object]:
+def read_pickled(region: Region, meter: Meter, nesting: int = 0) -> tuple[str, Any]:
     """("torch-legacy" or "pickle", object tree) of a file that begins with a pickle."""
-    data = memoryview(region.array())
+    data = region.array().data
     nested = _nested_loader(meter, nesting)
     first, end = interpret(region, data, 0, meter, nested)
     if type(first) is int and first == MAGIC:
@@ -115,7 +121,7 @@ def read_pickled(region: Region, meter: Meter, nesting: int = 0) -> tuple[str, o
     return "pickle", first
 
 
-def _read_stream(region: Region, data: memoryview, start: int, meter: Meter, nested) -> object:
+def _read_stream(region: Region, data: memoryview, start: int, meter: Meter, nested) -> Any:
     """Version, machine, object, storage keys; then each storage: its size, and its elements.
 
     Elements are little-endian whatever machine wrote them.
@@ -123,7 +129,7 @@ def _read_stream(region: Region, data: memoryview, start: int, meter: Meter, nes
     storages: dict[str, tuple[Global, Storage]] = {}
     views: dict[tuple, tuple[Storage, Storage, int]] = {}
 
-    def persistent(identity: object) -> Storage | Global:
+    def persistent(identity: Any) -> Storage | Global:
         if type(identity) is tuple and len(identity) == 4 and type(identity[1]) is Global:
             return identity[1]  # ("module", class, ...): a model class with its source text
         kind, key, size, view = _storage_id(identity)
@@ -166,6 +172,7 @@ def _read_stream(region: Region, data: memoryview, start: int, meter: Meter, nes
     if position != len(region):
         raise CheckpointError(f"{len(region) - position:,} bytes after the last storage", "none")
     for view, storage, offset in views.values():
-        start = offset * storage.dtype.itemsize
-        view.region = storage.region.slice(start, start + view.nbytes, "a view")
+        if storage.region is not None:  # checked above: each has one
+            start = offset * storage.dtype.itemsize
+            view.region = storage.region.slice(start, start + view.nbytes, "a view")
     return tree

@@ -7,11 +7,13 @@ may make cycles; nothing here recurses, and every walk counts its steps.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from checkpoints_convert.readers.limits import CheckpointError, Limits, over_limit
 from checkpoints_convert.readers.tensors import LazyTensor
 
 NAME_CHARACTERS = 4096  # of one dotted name; real ones have under 200
+KEY_CHARACTERS = 1000  # of one part of it; longer keys are shortened
 RESAVE = "load it in the framework that made it and save plain float tensors"
 
 
@@ -43,7 +45,7 @@ class Opaque:
     name: str
     args: tuple = ()
     kwargs: dict = field(default_factory=dict)
-    state: object = None
+    state: Any = None
     entries: dict = field(default_factory=dict)
     elements: list = field(default_factory=list)
     unsupported: str = ""
@@ -55,7 +57,7 @@ class Opaque:
 CONTAINERS = frozenset((dict, list, tuple, set, frozenset, Opaque))
 
 
-def children(node: object) -> Iterator[tuple[str, object]]:
+def children(node: Any) -> Iterator[tuple[str, Any]]:
     """(label, child) of a node, Opaques included; nothing for a leaf."""
     kind = type(node)
     if kind is dict:
@@ -77,16 +79,16 @@ def children(node: object) -> Iterator[tuple[str, object]]:
         yield "elements", node.elements
 
 
-def label(key: object) -> str:
+def label(key: Any) -> str:
     """How a dict key reads in a dotted name."""
     if type(key) is str:
-        return key
+        return key if len(key) <= KEY_CHARACTERS else f"{key[:KEY_CHARACTERS]}..."
     if type(key) is int:
         return str(key) if abs(key) < 1 << 64 else "<int>"
     return repr(key) if key is None or type(key) in (bool, float) else f"<{type(key).__name__}>"
 
 
-def measure(root: object, limits: Limits) -> None:
+def measure(root: Any, limits: Limits) -> None:
     """CheckpointError if the tree is too deep, or too large once every shared node is repeated.
 
     Depth-first with an explicit stack. A node met again counts with its known size; a node inside
@@ -128,8 +130,8 @@ def measure(root: object, limits: Limits) -> None:
 
 
 def walk(
-    root: object, limits: Limits, enter: Callable[[object], bool], once: bool
-) -> Iterator[tuple[str, object]]:
+    root: Any, limits: Limits, enter: Callable[[Any], bool], once: bool
+) -> Iterator[tuple[str, Any]]:
     """(dotted path, node) of `root` and of everything below the nodes that `enter` accepts.
 
     With `once` a shared node is given at its first path only; otherwise at each of its paths.
@@ -168,8 +170,8 @@ def walk(
 
 
 def find(
-    tree: object, predicate: Callable[[object], bool], *, limits: Limits | None = None
-) -> list[tuple[str, object]]:
+    tree: Any, predicate: Callable[[Any], bool], *, limits: Limits | None = None
+) -> list[tuple[str, Any]]:
     """(dotted path, node) of every node that `predicate` accepts, inside Opaques too.
 
     A container reached by several paths is entered and listed under the first only.
@@ -181,19 +183,19 @@ def find(
     return [(path, node) for path, node in nodes if predicate(node)]
 
 
-def flatten(tree: object, limits: Limits, prefix: str = "") -> dict[str, LazyTensor]:
+def flatten(tree: Any, limits: Limits, prefix: str = "") -> dict[str, LazyTensor]:
     """Tensors by dotted name through dicts, lists and tuples, not into Opaques.
 
     With a prefix, only the names below it, without it. CheckpointError if two tensors get one
     name, if a tensor there is of a kind that cannot be read, or if the prefix matches none.
     """
     prefix = prefix.removesuffix(".")
-    tensors: dict[str, LazyTensor] = {}
+    tensors: dict[str, Any] = {}
     characters = 0
     entered = (dict, list, tuple)
     for path, node in walk(tree, limits, lambda node: type(node) in entered, once=False):
         reason = node.unsupported if isinstance(node, LazyTensor | Opaque) else ""
-        if not reason and type(node) is not LazyTensor:
+        if not reason and not isinstance(node, LazyTensor):
             continue
         if prefix and path != prefix and not path.startswith(f"{prefix}."):
             continue

@@ -337,13 +337,15 @@ def test_safetensors_unknown_dtypes_are_refused(load):
         "extra key": json.dumps({"a": {**entry(0, 16), "x": 1}}).encode(),
         "missing key": b'{"a":{"dtype":"F32"}}',
         "entry as list": b'{"a":[1]}',
+        "surrogate": b'{"\\ud800":' + json.dumps(entry(0, 16)).encode() + b"}",
+        "surrogate in metadata": b'{"__metadata__":{"a":"\\udfff"}}',
         "metadata as list": b'{"__metadata__":[]}',
         "metadata with numbers": b'{"__metadata__":{"a":1}}',
     }.items(),
     ids=lambda item: item[0],
 )
 def test_safetensors_headers_of_another_form_are_refused(load, header):
-    refused(load, safetensors(header[1], FLOATS), "header|described|__metadata__")
+    refused(load, safetensors(header[1], FLOATS), "header|described|__metadata__|surrogate")
 
 
 # npy

@@ -186,6 +186,31 @@ def test_deep_tuples_and_long_numbers_as_dict_keys_are_refused(load):
         load(b"\x80\x02}\x8a\x09" + b"\x00" * 8 + b"\x01Ns.")
 
 
+def test_huge_arguments_are_not_put_into_text(load):
+    # Refusals describe what they got by type: repr() of these would recurse or fill the memory.
+    laughs = b"]" + b"q\x00h\x00h\x00\x87" * 40
+    deep = b"N" + b"\x85" * 100_000
+    for value in (laughs, deep):
+        for function, more in (
+            ("torch._tensor\n_rebuild_from_type_v2", 3),
+            ("torch._utils\n_rebuild_tensor", 3),
+            ("torch._utils\n_rebuild_tensor_v2", 4),
+            ("torch\ndevice", 0),
+            ("torch\nSize", 0),
+            ("numpy._core.multiarray\nscalar", 1),
+            ("numpy._core.multiarray\n_reconstruct", 2),
+            ("copyreg\n_reconstructor", 2),
+            ("collections\nOrderedDict", 0),
+        ):
+            call = b"(" + value + b"2" * more + b"t"
+            with pytest.raises(CheckpointError):
+                load(b"\x80\x02c" + function.encode() + b"\n" + call + b"R.")
+        with pytest.raises(CheckpointError):
+            load(torch_zip(b"\x80\x02" + value + b"Q."))
+        with pytest.raises(CheckpointError):
+            load(b"\x80\x02" + value + b"NR.")
+
+
 def test_a_list_inside_itself_can_be_read_and_listed(load):
     loop: list = [1]
     loop += [loop, {"again": loop}]

@@ -265,10 +265,13 @@ def test_containers_and_numpy_in_every_protocol(tmp_path, protocol):
         np.bool_(True),
         np.complex64(1 + 2j),
         arrays,
+        ml_dtypes.bfloat16(1.5),
+        np.array([2.5], ">f8")[0],
     ]
     (tmp_path / "p").write_bytes(pickle.dumps(value, protocol))
     tree = read(tmp_path / "p").tree
     assert tree[:9] == [{"a": 1}, {"b": [2]}, b"bytes", {1, 2}, {3}, 4, 0.5, True, 1 + 2j]
+    assert tree[10:] == [1.5, 2.5]
     for name, array in arrays.items():
         found = tree[9][name].numpy()
         assert found.dtype == array.dtype.newbyteorder("=") and found.shape == array.shape
