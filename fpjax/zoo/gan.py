@@ -46,7 +46,7 @@ class GANConfig:
     batch_size: int = 32
     learning_rate: float = 2.5e-3
     decay_fraction: float = 0.25
-    r1_gamma: float = 0.02
+    r1_gamma: float = 0.1
     r1_interval: int = 16
     ema_half_life: float = 10_000
     w_avg_decay: float = 0.998

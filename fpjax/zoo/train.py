@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -83,14 +84,20 @@ def train(config: gan.GANConfig, images: np.ndarray, out: Path, *, checkpoint_st
     first = step = int(state["step"])
     if first:
         logging.info("continuing from step %d of %d", first, config.total_steps)
-    started = time.monotonic()
+    started, penalty = time.monotonic(), 0.0
+    # A background job may have SIGINT ignored; both signals save before they stop the run.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         while step < config.total_steps:
             real = jnp.asarray(batch_at(images, config, step))
-            state, metrics = gan.train_step(config, state, real, step % config.r1_interval == 0)
+            with_r1 = step % config.r1_interval == 0
+            state, metrics = gan.train_step(config, state, real, with_r1)
+            penalty = metrics["r1"] if with_r1 else penalty
             step += 1
             if step % log_steps == 0 or step == config.total_steps:
                 values = {name: float(value) for name, value in metrics.items()}
+                values["r1"] = float(penalty)
                 if not np.isfinite(list(values.values())).all():
                     raise FloatingPointError(f"training diverged at step {step}: {values}")
                 elapsed = time.monotonic() - started
@@ -112,6 +119,11 @@ def train(config: gan.GANConfig, images: np.ndarray, out: Path, *, checkpoint_st
     finally:
         manager.close()
     return state
+
+
+def _interrupt(number, frame):
+    del number, frame
+    raise KeyboardInterrupt
 
 
 def _save(manager, config, state, step, out: Path) -> None:

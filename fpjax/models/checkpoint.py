@@ -1,0 +1,224 @@
+"""Parameter trees on disk: a folder with `config.json` and `params.safetensors`.
+
+    config.json         {"format_version", "architecture", "config", "info"}
+    params.safetensors  one tensor for each leaf, named by its path, parts joined by "/"
+
+Folders are written under a temporary name and renamed, so a reader never sees half of one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fpjax.data.atomic import atomic_directory
+
+FORMAT_VERSION = 1
+
+
+class CheckpointFormatError(ValueError):
+    """A folder that is no fpjax checkpoint, or a damaged one."""
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
+    """Leaves of a nested dict by "/"-joined path, sorted.
+
+    >>> flatten({"b": {"c": np.ones(2)}, "a": np.zeros(3)}).keys()
+    dict_keys(['a', 'b/c'])
+    """
+    leaves: dict[str, np.ndarray] = {}
+    for name in sorted(tree):
+        value = tree[name]
+        if isinstance(value, Mapping):
+            leaves.update(flatten(value, f"{prefix}{name}/"))
+        else:
+            leaves[prefix + name] = np.asarray(value)
+    return leaves
+
+
+def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested dict of "/"-joined paths; the inverse of `flatten`.
+
+    >>> unflatten({"a": 1, "b/c": 2})
+    {'a': 1, 'b': {'c': 2}}
+    """
+    tree: dict[str, Any] = {}
+    for path, value in leaves.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return tree
+
+
+def canonical_json(value: Any) -> str:
+    """JSON text that is the same for equal values: sorted keys, no spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def params_sha256(architecture: str, config: Mapping[str, Any], params: Mapping[str, Any]) -> str:
+    """Hash of what a generator computes: architecture, config, and every parameter in float32.
+
+    Independent of the file format, of the machine's byte order and of the order of names.
+    """
+    digest = hashlib.sha256()
+    digest.update(canonical_json([architecture, config]).encode())
+    for path, leaf in flatten(params).items():
+        digest.update(canonical_json([path, list(leaf.shape)]).encode())
+        digest.update(np.ascontiguousarray(leaf, dtype="<f4").tobytes())
+    return digest.hexdigest()
+
+
+def config_to_json(config: Any) -> dict[str, Any]:
+    """A frozen config dataclass as plain JSON values."""
+    return json.loads(canonical_json(dataclasses.asdict(config)))
+
+
+def config_from_json(config_class: type, values: Mapping[str, Any]) -> Any:
+    """The inverse of `config_to_json`; lists become tuples again.
+
+    Raises:
+      CheckpointFormatError: for an unknown or missing field.
+    """
+
+    def tuples(value):
+        return tuple(tuples(v) for v in value) if isinstance(value, list) else value
+
+    try:
+        return config_class(**{name: tuples(value) for name, value in values.items()})
+    except TypeError as error:
+        raise CheckpointFormatError(
+            f"config.json does not describe a {config_class.__name__}: {error}"
+        ) from error
+
+
+def save_checkpoint(
+    path: str | os.PathLike,
+    architecture: str,
+    config: Mapping[str, Any],
+    params: Mapping[str, Any],
+    *,
+    info: Mapping[str, Any] | None = None,
+    dtype: str | None = None,
+) -> None:
+    """Writes a parameter tree to a new folder, atomically.
+
+    Args:
+      path: the folder; it must not exist.
+      architecture: which model the config belongs to, such as "stylegan2".
+      config: JSON values that describe the architecture.
+      params: nested dict of arrays.
+      info: further JSON values: where the weights come from, licences, the source's hash.
+      dtype: numpy type the floating-point leaves are stored in; by default their own.
+
+    Raises:
+      FileExistsError: if the folder exists.
+    """
+    from safetensors.numpy import save_file
+
+    leaves = flatten(params)
+    if dtype is not None:
+        leaves = {
+            name: leaf.astype(dtype) if np.issubdtype(leaf.dtype, np.floating) else leaf
+            for name, leaf in leaves.items()
+        }
+    header = {
+        "format_version": FORMAT_VERSION,
+        "architecture": architecture,
+        "config": dict(config),
+        "info": dict(info or {}),
+    }
+    with atomic_directory(path) as folder:
+        (folder / "config.json").write_text(json.dumps(header, indent=2) + "\n", "utf-8")
+        save_file(
+            {name: np.ascontiguousarray(leaf) for name, leaf in leaves.items()},
+            folder / "params.safetensors",
+        )
+
+
+def read_header(path: str | os.PathLike) -> dict[str, Any]:
+    """The checked contents of a folder's `config.json`.
+
+    Raises:
+      CheckpointFormatError: if it is missing, damaged, or of a newer format.
+    """
+    file = Path(path) / "config.json"
+    try:
+        header = json.loads(file.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointFormatError(
+            f"{path}: no config.json, so this is no fpjax checkpoint; fpjax-convert makes one from "
+            "published weights"
+        ) from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointFormatError(f"{file}: damaged ({error})") from error
+    if not isinstance(header, dict) or not {"format_version", "architecture", "config"} <= set(
+        header
+    ):
+        raise CheckpointFormatError(f"{file}: not the config of an fpjax checkpoint")
+    if header["format_version"] != FORMAT_VERSION:
+        raise CheckpointFormatError(
+            f"{file}: format version {header['format_version']}, this fpjax reads {FORMAT_VERSION}"
+        )
+    return header
+
+
+def load_tensors(file: str | os.PathLike) -> dict[str, np.ndarray]:
+    """All tensors of a safetensors file.
+
+    Raises:
+      CheckpointFormatError: if it is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(file)
+    except FileNotFoundError as error:
+        raise CheckpointFormatError(f"{file}: no such file") from error
+    except (SafetensorError, ValueError, KeyError, OSError) as error:
+        raise CheckpointFormatError(f"{file}: damaged ({error})") from error
+
+
+def load_params(path: str | os.PathLike, shapes: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads the parameters of a folder in float32, checked against the tree they must fill.
+
+    Args:
+      path: the folder.
+      shapes: nested dict whose leaves have `.shape`.
+
+    Raises:
+      CheckpointFormatError: naming what is missing, unexpected or of another shape.
+    """
+    file = Path(path) / "params.safetensors"
+    leaves = load_tensors(file)
+    expected = {name: tuple(leaf.shape) for name, leaf in _flatten_shapes(shapes).items()}
+    problems = [f"{name} is missing" for name in sorted(expected.keys() - leaves.keys())]
+    problems += [f"{name} is unexpected" for name in sorted(leaves.keys() - expected.keys())]
+    problems += [
+        f"{name} has shape {leaves[name].shape}, expected {expected[name]}"
+        for name in sorted(expected.keys() & leaves.keys())
+        if leaves[name].shape != expected[name]
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise CheckpointFormatError(f"{file}: {'; '.join(problems[:5])}{more}")
+    return unflatten({name: leaf.astype(np.float32) for name, leaf in leaves.items()})
+
+
+def _flatten_shapes(tree, prefix=""):
+    leaves = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves.update(_flatten_shapes(value, f"{prefix}{name}/"))
+        else:
+            leaves[prefix + name] = value
+    return leaves
