@@ -1,0 +1,464 @@
+"""A registry never loses, doubles or leaks a key, whatever happens to the processes using it."""
+
+import itertools
+import os
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import numpy as np
+import pytest
+
+from fpjax.attribution.registry import (
+    FORMAT_VERSION,
+    Registry,
+    RegistryError,
+    UnknownUserError,
+    check_user,
+)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "keys.db"
+
+
+def create(path, length=64, **options):
+    return Registry.create(path, key_length=length, scheme_id="scheme-1", **options)
+
+
+def mode(path):
+    return stat.S_IMODE(os.stat(path).st_mode)
+
+
+def fill(path, keys):
+    """Adds users 0, 1, ... behind the registry's back, faster than one transaction a user."""
+    with sqlite3.connect(path) as connection:
+        rows = ((f"user-{i}", np.packbits(key).tobytes()) for i, key in enumerate(keys))
+        connection.executemany("INSERT INTO keys (user, key) VALUES (?, ?)", rows)
+    connection.close()
+
+
+def test_keys_come_back_in_order_of_issue_after_reopening(path):
+    with create(path, 70, minimum_distance=10) as registry:
+        issued = {user: registry.issue(user) for user in ("zoe", "ada", "Bob")}
+        assert len(registry) == 3
+    with Registry.open(path, scheme_id="scheme-1") as registry:
+        assert (registry.key_length, registry.minimum_distance) == (70, 10)
+        assert registry.users() == ["zoe", "ada", "Bob"]
+        users, keys = registry.keys()
+        assert users == registry.users()
+        assert keys.shape == (3, 70) and keys.dtype == np.uint8
+        for user, key in zip(users, keys, strict=True):
+            np.testing.assert_array_equal(key, issued[user])
+            np.testing.assert_array_equal(key, registry.key_of(user))
+
+
+def test_an_empty_registry_has_no_keys_and_is_not_false(path):
+    with create(path, minimum_distance=5) as registry:
+        users, keys = registry.keys()
+        assert users == [] and keys.shape == (0, 64) and len(registry) == 0
+        assert registry
+
+
+def test_drawn_bits_are_fair(path):
+    with create(path, 4096) as registry:
+        bits = np.stack([registry.issue(user) for user in "abcd"])
+    # 16384 fair coins have a mean within 5 standard deviations, 0.02, but once in 2 million runs.
+    assert abs(bits.mean() - 0.5) < 0.02
+
+
+def test_a_generator_draws_repeatably(path, tmp_path):
+    with create(path) as one, create(tmp_path / "other.db") as two:
+        first = one.issue("ada", rng=np.random.default_rng(0))
+        np.testing.assert_array_equal(first, two.issue("ada", rng=np.random.default_rng(0)))
+
+
+def test_a_given_key_is_kept_as_it_is(path):
+    key = np.arange(64) % 3 == 0
+    with create(path) as registry:
+        np.testing.assert_array_equal(registry.issue("ada", key=key), key)
+        np.testing.assert_array_equal(registry.key_of("ada"), key)
+
+
+def test_a_user_has_one_key_and_a_key_one_user(path):
+    with create(path) as registry:
+        key = registry.issue("ada")
+        with pytest.raises(RegistryError, match="'ada' has a key already"):
+            registry.issue("ada")
+        with pytest.raises(RegistryError, match="'bob' is the key of 'ada'"):
+            registry.issue("bob", key=key)
+        assert registry.users() == ["ada"]
+
+
+def test_a_key_too_near_to_another_is_refused_by_name(path):
+    with create(path, 16, minimum_distance=4) as registry:
+        registry.issue("far", key=np.ones(16, int))
+        registry.issue("ada", key=np.zeros(16, int))
+        near = np.zeros(16, int)
+        near[[2, 7, 9]] = 1
+        with pytest.raises(RegistryError, match=r"3 bits from the key of 'ada'.*at least 4 bits"):
+            registry.issue("bob", key=near)
+        near[11] = 1
+        registry.issue("bob", key=near)  # exactly the minimum
+
+
+def test_all_drawn_keys_keep_the_minimum_distance(path):
+    with create(path, 24, minimum_distance=6) as registry:
+        for number in range(40):
+            registry.issue(f"user {number}")
+        keys = registry.keys()[1].astype(int)
+    assert min((a != b).sum() for a, b in itertools.combinations(keys, 2)) >= 6
+
+
+def test_distance_is_kept_from_keys_that_another_connection_issued_or_removed(path):
+    zeros, ones = np.zeros(8, int), np.ones(8, int)
+    with create(path, 8, minimum_distance=5) as one, Registry.open(path) as two:
+        one.issue("ada", key=zeros)
+        with pytest.raises(RegistryError, match="the key of 'ada'"):
+            two.issue("bob", key=zeros)
+        one.issue("eve", key=ones)
+        one.remove("ada")
+        two.issue("bob", key=zeros)
+        with pytest.raises(RegistryError, match="the key of 'eve'"):
+            two.issue("carol", key=ones)
+
+
+def test_a_full_key_space_ends_in_a_clear_error(path):
+    with create(path, 8, minimum_distance=8) as registry:
+        registry.issue("ada", key=np.zeros(8, int))
+        registry.issue("bob", key=np.ones(8, int))
+        with pytest.raises(RegistryError, match=r"no key of 8 bits .* all 2 keys .* is full"):
+            registry.issue("eve")
+        assert registry.users() == ["ada", "bob"]
+
+
+@pytest.mark.parametrize("distance", [0, 8])
+def test_issuing_among_100_000_keys_takes_milliseconds(path, distance):
+    keys = np.random.default_rng(0).integers(0, 2, (100_000, 64), np.uint8)
+    with create(path, minimum_distance=distance) as registry:
+        fill(path, keys)
+        started = time.perf_counter()
+        assert (registry.keys()[1] == keys).all()
+        assert time.perf_counter() - started < 1
+        registry.issue("first")  # reads the keys once
+        spent = []
+        for number in range(10):
+            started = time.perf_counter()
+            registry.issue(f"late {number}")
+            spent.append(time.perf_counter() - started)
+    # 2-5 ms on an idle machine, most of it the wait for the disk.
+    assert np.median(spent) < 0.05
+
+
+def test_looking_up_an_unknown_user_names_the_closest(path):
+    with create(path) as registry:
+        with pytest.raises(UnknownUserError, match="'ada' holds no key in"):
+            registry.key_of("ada")
+        for user in ("Ada Lovelace", "Alan Turing", "Grace Hopper"):
+            registry.issue(user)
+        with pytest.raises(UnknownUserError, match=r"closest names are 'Ada Lovelace'$"):
+            registry.key_of("ada lovelase")
+        with pytest.raises(UnknownUserError, match="'Grace Hopper'"):
+            registry.remove("Grace Hoper")
+        assert len(registry) == 3
+
+
+def test_a_removed_user_leaves_no_key_in_the_file(path):
+    with create(path) as registry:
+        registry.issue("ada")
+        removed = np.packbits(registry.issue("bob")).tobytes()
+        registry.issue("eve")
+        registry.remove("bob")
+        assert registry.users() == ["ada", "eve"]
+        assert removed not in path.read_bytes()
+        registry.issue("bob")
+        assert registry.users() == ["ada", "eve", "bob"]
+
+
+def test_names_are_the_same_however_they_were_typed(path):
+    with create(path) as registry:
+        key = registry.issue("  Zoe\u0308 ")
+        assert registry.users() == ["Zo\u00eb"]
+        np.testing.assert_array_equal(registry.key_of("Zo\u00eb"), key)
+        with pytest.raises(RegistryError, match="has a key already"):
+            registry.issue("Zo\u00eb")
+
+
+@pytest.mark.parametrize(
+    "name, complaint",
+    [
+        ("", "empty"),
+        ("   ", "empty"),
+        ("x" * 201, "201 characters"),
+        ("a\nb", "U\\+000A"),
+        ("a\x00b", "U\\+0000"),
+        ("a\x1b[31m", "U\\+001B"),
+        ("bob\u202eada", "U\\+202E"),
+        ("a\u2028b", "U\\+2028"),
+        ("\ud800", "U\\+D800"),
+    ],
+)
+def test_names_that_could_not_be_shown_are_refused(path, name, complaint):
+    with create(path) as registry, pytest.raises(RegistryError, match=complaint) as error:
+        registry.issue(name)
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 200, "李小龍", "O'Brien; DROP TABLE keys", "👩\u200d🔬", "%_"]
+)
+def test_names_of_all_kinds_are_kept(path, name):
+    with create(path) as registry:
+        registry.issue(name)
+        assert registry.users() == [name] == [check_user(name)]
+        registry.remove(name)
+
+
+@pytest.mark.parametrize(
+    "key", [np.zeros(63), np.zeros((1, 64)), np.full(64, 2), np.full(64, 0.5), np.full(64, -1)]
+)
+def test_keys_that_are_no_bits_of_this_length_are_refused(path, key):
+    with create(path) as registry, pytest.raises(ValueError, match=r"64|the bits 0 and 1"):
+        registry.issue("ada", key=key)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"key_length": 0},
+        {"key_length": 8, "minimum_distance": 9},
+        {"key_length": 8, "minimum_distance": -1},
+        {"key_length": 8, "scheme_id": ""},
+    ],
+)
+def test_settings_that_cannot_be_make_no_file(path, options):
+    with pytest.raises(ValueError, match="is"):
+        Registry.create(path, **{"scheme_id": "scheme-1", **options})
+    assert not path.exists()
+
+
+def test_no_existing_file_is_overwritten(path):
+    path.write_text("dear diary")
+    with pytest.raises(RegistryError, match="exists already"):
+        create(path)
+    assert path.read_text() == "dear diary"
+    link = path.with_name("link.db")
+    link.symlink_to(path.with_name("elsewhere.db"))
+    with pytest.raises(RegistryError, match="exists already"):
+        create(link)
+
+
+def test_files_that_are_no_registry_are_refused_with_the_reason(path, tmp_path):
+    with pytest.raises(RegistryError, match="there is no registry"):
+        Registry.open(path)
+    with pytest.raises(RegistryError, match="can't create the registry"):
+        create(tmp_path / "no folder" / "keys.db")
+    with pytest.raises(RegistryError, match="can't open the registry"):
+        Registry.open(tmp_path)
+    path.write_bytes(b"")
+    with pytest.raises(RegistryError, match="remove it and create"):
+        Registry.open(path)
+    path.write_bytes(b"user,key\n" * 1000)
+    with pytest.raises(RegistryError, match="not a registry of keys"):
+        Registry.open(path)
+    path.unlink()
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE keys (user, key)")
+    connection.close()
+    with pytest.raises(RegistryError, match="is a database, but not a registry"):
+        Registry.open(path)
+
+
+def test_a_newer_format_is_refused(path):
+    create(path).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"PRAGMA user_version = {FORMAT_VERSION + 1}")
+    connection.close()
+    with pytest.raises(RegistryError, match=f"version {FORMAT_VERSION + 1}.*upgrade fpjax"):
+        Registry.open(path)
+
+
+def test_another_scheme_is_refused_and_both_are_named(path):
+    create(path).close()
+    with pytest.raises(RegistryError, match="'scheme-1', not to 'scheme-2'"):
+        Registry.open(path, scheme_id="scheme-2")
+    with Registry.open(path) as registry:
+        assert registry.scheme_id == "scheme-1"
+
+
+def test_a_damaged_file_is_reported_on_one_line(path):
+    with create(path) as registry:
+        fill(path, np.random.default_rng(0).integers(0, 2, (2000, 64), np.uint8))
+    data = bytearray(path.read_bytes())
+    data[4096 * 2 :] = os.urandom(len(data) - 4096 * 2)
+    path.write_bytes(data)
+    with pytest.raises(RegistryError, match="damaged") as error, Registry.open(path) as registry:
+        registry.keys()
+    assert "\n" not in str(error.value)
+
+
+def test_a_busy_registry_is_reported_after_the_timeout(path):
+    create(path).close()
+    blocker = sqlite3.connect(path, isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+    with Registry.open(path, timeout=0.1) as registry:
+        with pytest.raises(RegistryError, match=r"writing to it for 0\.1 s: try again"):
+            registry.issue("ada")
+        blocker.execute("COMMIT")
+        registry.issue("ada")
+    blocker.close()
+
+
+def test_a_full_disk_changes_nothing(path):
+    with create(path) as registry:
+        registry.issue("ada")
+        pages = path.stat().st_size // 4096
+        registry._connection.execute(f"PRAGMA max_page_count = {pages}")
+        issued = ["ada"]
+        with pytest.raises(RegistryError, match="the disk is full"):
+            for number in range(1000):
+                registry.issue(f"{number:0200}")
+                issued.append(f"{number:0200}")
+        assert registry.users() == issued
+        registry._connection.execute("PRAGMA max_page_count = 1000000")
+        registry.issue("bob")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes of files are POSIX")
+@pytest.mark.parametrize("journal", ["delete", "wal"])
+def test_the_file_and_its_journals_are_private_at_any_umask(path, journal):
+    umask = os.umask(0)
+    try:
+        with create(path) as registry:
+            assert mode(path) == 0o600
+            registry._connection.execute(f"PRAGMA journal_mode = {journal}")
+            with registry._transaction("look at the journal") as connection:
+                connection.execute("INSERT INTO keys (user, key) VALUES ('a', x'0011223344556677')")
+                names = sorted(os.listdir(path.parent))
+                assert len(names) > 1
+                assert {name: mode(path.parent / name) for name in names} == {
+                    name: 0o600 for name in names
+                }
+    finally:
+        os.umask(umask)
+
+
+def issue_many(path, worker):
+    with Registry.open(path) as registry:
+        return {f"{worker}-{i}": registry.issue(f"{worker}-{i}").tobytes() for i in range(25)}
+
+
+def test_four_processes_at_once_lose_and_double_nothing(path):
+    create(path, minimum_distance=4).close()
+    with ProcessPoolExecutor(4, mp_context=get_context("spawn")) as pool:
+        issued = {}
+        for part in pool.map(issue_many, [path] * 4, range(4)):
+            issued.update(part)
+    with Registry.open(path) as registry:
+        users, keys = registry.keys()
+    assert len(users) == len({key.tobytes() for key in keys}) == 100
+    assert {user: key.tobytes() for user, key in zip(users, keys, strict=True)} == issued
+
+
+DYING_AT_COMMIT = """
+import os, signal, sys
+from fpjax.attribution.registry import Registry
+registry = Registry.open(sys.argv[1])
+def die(statement):
+    if statement == "COMMIT":
+        os.kill(os.getpid(), signal.SIGKILL)
+registry._connection.set_trace_callback(die)
+registry.issue("never")
+"""
+
+ISSUING_FOR_EVER = """
+import sys
+from fpjax.attribution.registry import Registry
+registry = Registry.open(sys.argv[1])
+for number in range(10**6):
+    user = f"{sys.argv[2]}-{number}"
+    print(user, registry.issue(user).tobytes().hex(), flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_process_killed_before_its_commit_leaves_no_trace(path):
+    with create(path) as registry:
+        registry.issue("ada")
+    died = subprocess.run([sys.executable, "-c", DYING_AT_COMMIT, path], check=False)
+    assert died.returncode == -signal.SIGKILL
+    with Registry.open(path) as registry:
+        assert registry.users() == ["ada"]
+        registry.issue("never")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_process_killed_at_any_moment_keeps_every_key_it_returned(path):
+    create(path, minimum_distance=4).close()
+    acknowledged = {}
+    for attempt in range(4):
+        process = subprocess.Popen(
+            [sys.executable, "-c", ISSUING_FOR_EVER, path, str(attempt)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        lines = [process.stdout.readline()]
+        time.sleep(0.02 * attempt)
+        process.kill()
+        lines += process.communicate()[0].splitlines()
+        acknowledged.update(line.split() for line in lines)
+    with Registry.open(path) as registry:
+        users, keys = registry.keys()
+        stored = {user: key.tobytes().hex() for user, key in zip(users, keys, strict=True)}
+        integrity = registry._connection.execute("PRAGMA integrity_check").fetchone()
+    assert integrity == ("ok",)
+    assert acknowledged.items() <= stored.items()
+    # The process may die between the commit and its report, once each.
+    assert len(stored) <= len(acknowledged) + 4
+
+
+FORKING = """
+import os, sys
+from fpjax.attribution.registry import Registry, RegistryError
+registry = Registry.open(sys.argv[1])
+child = os.fork()
+if not child:
+    try:
+        registry.issue("child")
+    except RegistryError as error:
+        os._exit(7 if "opened in another process" in str(error) else 1)
+    os._exit(0)
+registry.issue("parent")
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_must_open_its_own(path):
+    create(path).close()
+    assert subprocess.run([sys.executable, "-c", FORKING, path], check=False).returncode == 7
+    with Registry.open(path) as registry:
+        assert registry.users() == ["parent"]
+
+
+def test_using_a_closed_registry_is_a_registry_error(path):
+    registry = create(path)
+    registry.close()
+    registry.close()
+    with pytest.raises(RegistryError, match="closed"):
+        registry.users()
+
+
+def test_a_registry_needs_no_jax(path):
+    script = (
+        "import sys; sys.modules['jax'] = sys.modules['scipy'] = None\n"
+        "from fpjax.attribution.registry import Registry\n"
+        "Registry.create(sys.argv[1], key_length=64, scheme_id='scheme-1').issue('ada')"
+    )
+    subprocess.run([sys.executable, "-c", script, path], check=True)
