@@ -132,6 +132,8 @@ def main():
         "machine": platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "torch_threads": torch.get_num_threads(),
+        # On a busy machine the comparison is void: a thread pool that spins suffers more.
+        "load_average_1min": os.getloadavg()[0],
         "repeats": args.repeats,
         "results": [measure(params, weights, n, args.batch, args.repeats) for n in args.sizes],
     }
