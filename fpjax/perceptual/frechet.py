@@ -137,9 +137,9 @@ class FeatureStatistics:
 def frechet_from_features(features1, features2) -> float:
     """Squared Frechet distance between two sets of feature vectors, (N, F) and (M, F).
 
-    The estimate is biased upwards for few samples (about F / N of the total variance), so compare
-    only numbers of equal N, with N well above F. Raises as `frechet_distance` does, and for
-    fewer than two vectors.
+    Two samples of one distribution are not at zero but, where all features vary alike, at about
+    F / 2N of their total variance; so compare only numbers of equal N, with N well above F.
+    Raises as `frechet_distance` does, and for fewer than two vectors.
 
     >>> import numpy as np
     >>> a = np.random.default_rng(0).normal(size=(500, 3))
