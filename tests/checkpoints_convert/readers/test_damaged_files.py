@@ -1,5 +1,6 @@
 """Archives and array files that lie about themselves are refused; so is any file cut short."""
 
+import contextlib
 import io
 import json
 import os
@@ -10,6 +11,8 @@ import zipfile
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from checkpoints_convert.readers import CheckpointError, Limits, find, read
 from checkpoints_convert.readers.tensors import LazyTensor
@@ -427,3 +430,22 @@ def test_real_files_cut_at_every_kibibyte_are_refused(tmp_path, name):
         os.truncate(path, length)
         with pytest.raises(CheckpointError):
             read(path)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    name=st.sampled_from(sorted(small_files())),
+    flips=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=6),
+    near=st.sampled_from([0.02, 0.2, 1.0]),
+    end=st.booleans(),
+)
+def test_changed_bytes_give_values_or_the_one_error(tmp_path_factory, name, flips, near, end):
+    data = bytearray(small_files()[name])
+    for where, value in flips:  # near either end, where the structure is, or anywhere
+        position = int(where * near * (len(data) - 1))
+        data[len(data) - 1 - position if end else position] = value
+    path = tmp_path_factory.getbasetemp() / "flipped"
+    path.write_bytes(data)
+    with contextlib.suppress(CheckpointError):
+        for lazy in read(path).tensors().values():
+            lazy.numpy()
