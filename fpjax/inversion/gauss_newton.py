@@ -3,11 +3,16 @@
 Inversion of a generator is an ill-conditioned nonlinear least-squares problem of a few hundred
 unknowns, where first-order methods crawl along narrow valleys. Each step here linearises the
 generator once, takes the full Jacobian (one tangent for each unknown, shared primal), and makes the
-most of it: several dampings are tried at once, and the factorised curvature is used again for chord
-steps, each of which costs a single forward pass. Images that are solved leave the batch.
+most of it: a handful of inner steps, each of a single forward pass, update the Jacobian by Broyden's
+rule. Images that are solved leave the batch.
 
-Sources: Levenberg 1944, Marquardt 1963; chord steps as in Shamanskii 1967; the decision-feedback
-decoder is Babai's nearest-plane rounding (Babai 1986).
+Damping is in the metric of the prior and proportional to the residual: whatever the linear model
+fails to explain is treated as noise, so that directions which the image hardly shows stay where the
+prior puts them until the rest fits. (Marquardt's damping, in the metric of the curvature, lets them
+run off at once, and the way back is long.)
+
+Sources: Levenberg 1944, Marquardt 1963, Broyden 1965; a damping proportional to the residual is in
+Yamashita and Fukushima 2001; the decoder is decision feedback as in V-BLAST (Wolniansky 1998).
 """
 
 from __future__ import annotations
@@ -22,11 +27,8 @@ import numpy as np
 from jax.scipy.linalg import cho_factor, cho_solve, solve_triangular
 
 from fpjax.inversion.problem import Problem, noise_ratio
-from fpjax.inversion.solution import Status
 
 Array = jax.Array
-
-_DAMPING_TRIED = (0.1, 1.0, 10.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,17 +37,19 @@ class GaussNewton:
 
     Attributes:
       max_steps: Jacobians an image may cost.
-      chord_steps: steps taken with each Jacobian after its first.
-      initial_damping: Marquardt's factor on the curvature's diagonal.
+      inner_steps: steps taken with each Jacobian, updating it; at least 2.
       solved_ratio: residual, in units of the expected noise, at which an image may be solved.
       tolerance: relative decrease of the cost in a step, below which an image has converged.
+      hopeless_ratio, hopeless_after: an image whose residual is still above this ratio after this
+        many steps, and not shrinking by half in a step, has converged: nothing here explains it.
     """
 
-    max_steps: int = 12
-    chord_steps: int = 3
-    initial_damping: float = 1e-2
+    max_steps: int = 10
+    inner_steps: int = 16
     solved_ratio: float = 1.3
     tolerance: float = 0.02
+    hopeless_ratio: float = 25.0
+    hopeless_after: int = 3
 
 
 class Lane(NamedTuple):
@@ -54,12 +58,15 @@ class Lane(NamedTuple):
     unknowns: Array
     """(n,)"""
     damping: Array
+    """Multiple of the mean squared residual that the prior's precision is scaled by."""
     cost: Array
     """Half the squared residual and prior."""
     ratio: Array
     """Residual in units of the noise."""
+    recent: Array
+    """Relative decrease of the cost over the second half of the last inner steps."""
     information: Array
-    """(L, L) Schur complement at the last linearisation, with the prior."""
+    """(L, L) information about the levels at the last linearisation, with the prior."""
 
 
 def _objective(problem: Problem, params, unknowns: Array, target: Array) -> tuple[Array, Array]:
@@ -67,24 +74,22 @@ def _objective(problem: Problem, params, unknowns: Array, target: Array) -> tupl
     mean, std = problem.prior_mean_and_std
     residual = problem.residuals(params, unknowns[None], target[None])[0]
     prior = (unknowns - mean) / std
-    return residual, 0.5 * (residual @ residual) + 0.5 * (prior @ prior)
+    cost = 0.5 * (residual @ residual) + 0.5 * (prior @ prior)
+    # A step into nonsense is refused, never followed.
+    return residual, jnp.where(jnp.isfinite(cost), cost, jnp.inf)
 
 
-def initial_lane(problem: Problem, settings: GaussNewton, params, unknowns, target) -> Lane:
+def initial_lane(problem: Problem, params, unknowns: Array, target: Array) -> Lane:
     """Evaluates a start."""
+    unknowns = problem.clip(unknowns)
     _, cost = _objective(problem, params, unknowns, target)
     length = problem.scheme.key_length
-    return Lane(
-        unknowns,
-        jnp.asarray(settings.initial_damping),
-        cost,
-        noise_ratio(problem, params, unknowns[None], target[None])[0],
-        jnp.zeros((length, length)),
-    )
+    ratio = noise_ratio(problem, params, unknowns[None], target[None])[0]
+    return Lane(unknowns, jnp.ones(()), cost, ratio, jnp.ones(()), jnp.zeros((length, length)))
 
 
 def step(problem: Problem, settings: GaussNewton, params, lane: Lane, target: Array) -> Lane:
-    """One linearisation and all the steps that are taken with it, for one image."""
+    """One linearisation and the inner steps that are taken with it, for one image."""
     mean, std = problem.prior_mean_and_std
     precision = jnp.asarray(1 / std**2)
 
@@ -93,63 +98,52 @@ def step(problem: Problem, settings: GaussNewton, params, lane: Lane, target: Ar
 
     residual, push = jax.linearize(residual_of, lane.unknowns)
     jacobian = jax.vmap(push)(jnp.eye(problem.num_unknowns))  # (n, M), transposed
-    curvature = jacobian @ jacobian.T
-    curvature = curvature + jnp.diag(precision)
-    scale = jnp.diag(curvature)
+    information = _schur(jacobian @ jacobian.T + jnp.diag(precision), problem.num_alpha)
 
-    def gradient(unknowns, residual):
-        return jacobian @ residual + precision * (unknowns - mean)
+    def inner(carry, _):
+        jacobian, unknowns, residual, cost, damping = carry
+        excess = jnp.maximum(jnp.mean(residual**2) - 1, 0)
+        curvature = jacobian @ jacobian.T + jnp.diag(precision * (1 + damping * excess))
+        scale = jax.lax.rsqrt(jnp.diag(curvature))
+        gradient = jacobian @ residual + precision * (unknowns - mean)
+        factor = cho_factor(curvature * scale[:, None] * scale)
+        moved = problem.clip(unknowns - scale * cho_solve(factor, scale * gradient))
+        new_residual, new_cost = _objective(problem, params, moved, target)
 
-    def evaluate(unknowns):
-        residual, cost = _objective(problem, params, unknowns, target)
-        # A step into nonsense is refused, never followed.
-        return residual, jnp.where(jnp.isfinite(cost), cost, jnp.inf)
+        # Broyden's update, least change in the metric of the prior; a refused step teaches too.
+        change = moved - unknowns
+        weight = precision * change
+        error = new_residual - residual - change @ jacobian
+        update = jnp.outer(weight, error) / jnp.maximum(weight @ change, 1e-12)
+        jacobian = jnp.where(jnp.isfinite(new_cost), jacobian + update, jacobian)
 
-    def attempt(damping):
-        factor = cho_factor(curvature + damping * jnp.diag(scale))
-        moved = lane.unknowns - cho_solve(factor, gradient(lane.unknowns, residual))
-        moved = problem.clip(moved)
-        return moved, *evaluate(moved), factor[0]
-
-    dampings = lane.damping * jnp.asarray(_DAMPING_TRIED)
-    moved, residuals, costs, factors = jax.lax.map(attempt, dampings)
-    best = jnp.argmin(costs)
-    improved = costs[best] < lane.cost
-    unknowns = jnp.where(improved, moved[best], lane.unknowns)
-    residual = jnp.where(improved, residuals[best], residual)
-    cost = jnp.where(improved, costs[best], lane.cost)
-    factor = (factors[best], False)
-
-    def chord(carry, _):
-        unknowns, residual, cost = carry
-        moved = problem.clip(unknowns - cho_solve(factor, gradient(unknowns, residual)))
-        new_residual, new_cost = evaluate(moved)
         better = new_cost < cost
         carry = (
+            jacobian,
             jnp.where(better, moved, unknowns),
             jnp.where(better, new_residual, residual),
             jnp.where(better, new_cost, cost),
+            jnp.clip(jnp.where(better, damping / 3, damping * 5), 1e-4, 1e6),
         )
-        return carry, None
+        return carry, carry[3]
 
-    (unknowns, residual, cost), _ = jax.lax.scan(
-        chord, (unknowns, residual, cost), None, length=settings.chord_steps
+    carry = (jacobian, lane.unknowns, residual, lane.cost, lane.damping)
+    (_, unknowns, _, cost, damping), costs = jax.lax.scan(
+        inner, carry, None, length=settings.inner_steps
     )
-    damping = jnp.where(improved, dampings[best], lane.damping * 100)
-    return Lane(
-        unknowns,
-        jnp.clip(damping, 1e-8, 1e8),
-        cost,
-        noise_ratio(problem, params, unknowns[None], target[None])[0],
-        _schur(curvature, problem.num_alpha),
-    )
+    ratio = noise_ratio(problem, params, unknowns[None], target[None])[0]
+    recent = 1 - cost / costs[settings.inner_steps // 2 - 1]
+    return Lane(unknowns, damping, cost, ratio, recent, information)
 
 
 def _schur(curvature: Array, num_alpha: int) -> Array:
     """Curvature of the key with alpha profiled out: S = H_kk - H_ka H_aa^-1 H_ak, (L, L)."""
-    factor = jnp.linalg.cholesky(curvature[:num_alpha, :num_alpha])
-    half = solve_triangular(factor, curvature[:num_alpha, num_alpha:], lower=True)
-    return curvature[num_alpha:, num_alpha:] - half.T @ half
+    scale = jax.lax.rsqrt(jnp.diag(curvature))
+    scaled = curvature * scale[:, None] * scale
+    factor = jnp.linalg.cholesky(scaled[:num_alpha, :num_alpha])
+    half = solve_triangular(factor, scaled[:num_alpha, num_alpha:], lower=True)
+    schur = scaled[num_alpha:, num_alpha:] - half.T @ half
+    return schur / (scale[num_alpha:, None] * scale[num_alpha:])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -163,21 +157,11 @@ def run_chunk(problem, settings, first: bool, params, lanes, targets):
     def one(operands):
         lane, target = operands
         if first:
-            return initial_lane(problem, settings, params, lane, target)
+            return initial_lane(problem, params, lane, target)
         return step(problem, settings, params, lane, target)
 
     batch = None if jax.default_backend() == "cpu" else targets.shape[0]
     return jax.lax.map(one, (lanes, targets), batch_size=batch)
-
-
-def status_of(settings: GaussNewton, before: float, lane_cost: float, ratio: float) -> Status | None:
-    """Whether a lane is finished after a step, and how."""
-    if not np.isfinite(lane_cost):
-        return Status.NOT_FINITE
-    settled = before - lane_cost <= settings.tolerance * before
-    if settled and ratio <= settings.solved_ratio:
-        return Status.SOLVED
-    return Status.CONVERGED if settled else None
 
 
 def decide_bits(soft_bits: np.ndarray, information: np.ndarray) -> np.ndarray:

@@ -40,7 +40,7 @@ class Problem:
         a Gaussian prior around the middle of the two levels, bounded to at most one spacing beyond
         them.
       penalty_weight: weight of the bounds penalty.
-      prior_scale: widening of the Gaussian prior; natural latents have heavier tails than normal.
+      prior_scale: widening of the Gaussian prior, for latents with heavier tails than normal.
       noise_std: standard deviation of the pixel noise that is expected, images in [-1, 1].
     """
 
@@ -49,7 +49,7 @@ class Problem:
     alpha_penalty: Literal["gaussian", "bounds", "none"] = "gaussian"
     key: Literal["relaxed", "sigmoid"] = "relaxed"
     penalty_weight: float = 0.1
-    prior_scale: float = 2.0
+    prior_scale: float = 1.0
     noise_std: float = ROUNDING_STD
 
     def __post_init__(self):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
 
 from fpjax.fingerprint.basis import sample_latents
 from fpjax.fingerprint.keys import sample_keys
@@ -129,13 +130,12 @@ def fit_linear_start(
             cross = features.T @ targets + (0 if cross is None else cross)
         if progress is not None:
             progress((i + 1) * batch, count * batch)
-    values, vectors = np.linalg.eigh(gram)
-    rotated = vectors.T @ cross
     features = np.concatenate([f for f, _ in held])
     targets = np.concatenate([t for _, t in held])
     best = None
-    for ridge in values.max() * np.logspace(-9, -3, 13):
-        weight = vectors @ (rotated / (np.maximum(values, 0) + ridge)[:, None])
+    for ridge in np.trace(gram) / len(gram) * np.logspace(-6, -1, 6):
+        regularised = gram + ridge * np.eye(len(gram))
+        weight = scipy.linalg.solve(regularised, cross, assume_a="pos", overwrite_a=True)
         error = np.mean((features @ weight - targets) ** 2)
         if best is None or error < best[0]:
             best = (error, weight)
