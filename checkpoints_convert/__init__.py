@@ -1,0 +1,1 @@
+"""Published PyTorch weights in, without torch and without executing anything."""

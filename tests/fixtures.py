@@ -19,7 +19,7 @@ def fixture(name: str) -> Path:
 
 
 def relative_error(actual, expected) -> float:
-    """Largest |difference| divided by the standard deviation of `expected`, as all parity bounds."""
+    """Largest |difference| divided by the standard deviation of `expected`."""
     import numpy as np
 
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)

@@ -1,0 +1,1 @@
+"""From inverted images to verdicts: who holds the key, or why nobody is named."""

@@ -1,0 +1,1 @@
+"""Data sets and 8-bit image files."""

@@ -11,6 +11,12 @@ from pathlib import Path
 from typing import IO
 
 
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
 def _sync(path: Path) -> None:
     """Flushes a folder's entries to disk, where the platform can."""
     with contextlib.suppress(OSError):
@@ -36,9 +42,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
+        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -65,7 +69,9 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
             for name in names:
                 with open(os.path.join(folder, name), "rb") as file:
                     os.fsync(file.fileno())
-        os.chmod(temporary, 0o755)
+                    # Some writers make private files; a folder's parts are as readable as it is.
+                    os.fchmod(file.fileno(), 0o666 & ~_umask())
+        os.chmod(temporary, 0o777 & ~_umask())
         os.rename(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

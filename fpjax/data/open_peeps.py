@@ -13,6 +13,7 @@ import dataclasses
 import multiprocessing
 import os
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -42,8 +43,8 @@ class OpenPeeps(tfds.core.GeneratorBasedBuilder):
     """Faces in ink with varied hair, glasses, beards and clothes, one for each seed."""
 
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "24,000 training and 2,000 test avatars on white."}
-    BUILDER_CONFIGS = [
+    RELEASE_NOTES: ClassVar = {"1.0.0": "24,000 training and 2,000 test avatars on white."}
+    BUILDER_CONFIGS: ClassVar = [
         OpenPeepsConfig(name="32px", description="32 x 32 pixels", resolution=32),
         OpenPeepsConfig(name="64px", description="64 x 64 pixels", resolution=64),
     ]

@@ -1,0 +1,1 @@
+"""Bases, keys and schemes: how a key is written into a latent."""

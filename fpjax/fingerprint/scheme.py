@@ -218,7 +218,7 @@ class Scheme:
             text = json.dumps(header, indent=2, allow_nan=False) + "\n"
             (folder / "scheme.json").write_text(text, "utf-8")
             save_file(
-                {name: np.ascontiguousarray(array) for name, array in arrays.items()},
+                {name: np.array(array, order="C") for name, array in arrays.items()},
                 folder / "scheme.safetensors",
             )
 
@@ -293,6 +293,25 @@ def _read_header(path: Path) -> dict[str, Any]:
     if missing:
         raise SchemeError(f"{file}: damaged ({', '.join(sorted(missing))} missing)")
     return header
+
+
+def load_scheme(name_or_path: str | os.PathLike, generator: Generator | None = None) -> Scheme:
+    """Opens the ready-made scheme of a bundled generator by its name, or a saved scheme's folder.
+
+    Args:
+      name_or_path: "avatars-stylegan2", or a folder.
+      generator: the generator the scheme belongs to, where it is not a bundled one.
+
+    Raises:
+      SchemeError: if the folder is no scheme, damaged, or of another generator.
+
+    >>> load_scheme("avatars-stylegan2").key_length
+    64
+    """
+    from fpjax import zoo
+
+    text = os.fspath(name_or_path)
+    return Scheme.load(zoo.scheme_path(text) if text in zoo.names() else text, generator)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

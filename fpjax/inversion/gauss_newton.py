@@ -2,9 +2,9 @@
 
 Inversion of a generator is an ill-conditioned nonlinear least-squares problem of a few hundred
 unknowns, where first-order methods crawl along narrow valleys. Each step here linearises the
-generator once, takes the full Jacobian (one tangent for each unknown, shared primal), and makes the
-most of it: a handful of inner steps, each of a single forward pass, update the Jacobian by Broyden's
-rule. Images that are solved leave the batch.
+generator once, takes the full Jacobian (one tangent for each unknown, shared primal), and makes
+the most of it: a handful of inner steps, each of a single forward pass, update the Jacobian by
+Broyden's rule. Images that are solved leave the batch.
 
 Damping is in the metric of the prior and proportional to the residual: whatever the linear model
 fails to explain is treated as noise, so that directions which the image hardly shows stay where the

@@ -88,7 +88,7 @@ class Problem:
 
     @functools.cached_property
     def prior_mean_and_std(self) -> tuple[np.ndarray, np.ndarray]:
-        """Gaussian prior of the unknowns, each (num_unknowns,); infinite std where there is none."""
+        """Gaussian prior of the unknowns, each (num_unknowns,); std is infinite where none is."""
         centre, half = self.level_centre_and_half_width
         scale = self.prior_scale if self.alpha_penalty == "gaussian" else np.inf
         # Directions in which latents never vary still need a finite precision.

@@ -1,0 +1,1 @@
+"""Generators, autoencoders and diffusion priors as pure functions of plain parameter trees."""

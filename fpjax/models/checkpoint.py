@@ -139,7 +139,8 @@ def save_checkpoint(
     with atomic_directory(path) as folder:
         (folder / "config.json").write_text(json.dumps(header, indent=2) + "\n", "utf-8")
         save_file(
-            {name: np.ascontiguousarray(leaf) for name, leaf in leaves.items()},
+            # (np.ascontiguousarray would turn scalars into vectors.)
+            {name: np.array(leaf, order="C") for name, leaf in leaves.items()},
             folder / "params.safetensors",
         )
 

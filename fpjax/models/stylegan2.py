@@ -1,8 +1,8 @@
 """StyleGAN2 (Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020).
 
-Mapping network z -> w and skip-architecture synthesis w -> image, as Flax NNX modules that are used
-at the edge only: `init` and the pure functions `mapping` and `synthesis` work on a plain nested dict
-of arrays, so parameters go through jit, vmap, jvp, Orbax and sharding with no wrapper.
+Mapping network z -> w and skip-architecture synthesis w -> image, as Flax NNX modules that are
+used at the edge only: `init` and the pure functions `mapping` and `synthesis` work on a plain
+nested dict of arrays, so parameters go through jit, vmap, jvp, Orbax and sharding with no wrapper.
 
 Modulation scales the activations that enter a convolution and demodulation the ones that leave it,
 instead of the weights: one shared kernel for the whole batch, which is the same product and, unlike

@@ -24,3 +24,8 @@ def model_path(name: str) -> Path:
 def scheme_path(name: str) -> Path:
     """Folder of the ready-made scheme of a bundled generator."""
     return _MODELS / name / "scheme"
+
+
+def foreign_image_paths(name: str) -> list[Path]:
+    """Image files of the generator's size that it did not make, for demonstrations."""
+    return sorted((_MODELS / name / "foreign").glob("*.png"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from typing import Any
 
@@ -70,7 +71,7 @@ class Discriminator(nnx.Module):
         self.config = config
         sides = config.block_resolutions[::-1]
         self.from_rgb = Conv(3, config.num_channels(sides[0]), kernel=1, rngs=rngs)
-        for side, below in zip(sides[:-1], sides[1:], strict=True):
+        for side, below in itertools.pairwise(sides):
             block = DiscriminatorBlock(
                 config.num_channels(side), config.num_channels(below), rngs=rngs
             )

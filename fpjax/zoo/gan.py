@@ -71,7 +71,7 @@ def _optimizers(config: GANConfig) -> tuple[optax.GradientTransformation, ...]:
             config.learning_rate * scale, 0.0, decay_steps, config.total_steps - decay_steps
         )
 
-    # A lazily regularised network takes one extra step in `r1_interval`: its rate and memory shrink.
+    # Lazy regularisation adds one step in `r1_interval`: rate and memory shrink to match.
     lazy = config.r1_interval / (config.r1_interval + 1)
     generator = optax.adam(schedule(1.0), b1=0.0, b2=0.99)
     critic = optax.adam(schedule(lazy), b1=0.0, b2=0.99**lazy)

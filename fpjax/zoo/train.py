@@ -13,54 +13,26 @@ import signal
 import time
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 
-from fpjax.data.files import image_grid, save_image, to_uint8
-from fpjax.models import stylegan2
-from fpjax.zoo import gan, recipes
+from fpjax.zoo import gan, recipes, runs
 
 _OUT = flags.DEFINE_string("out", "runs/avatars", "Folder of the run.")
 _DATA = flags.DEFINE_string("data", None, "Folder of the data set [default: OUT/data].")
-_RECIPE = flags.DEFINE_enum("recipe", "avatars-stylegan2", sorted(recipes.RECIPES), "What to train.")
+_RECIPE = flags.DEFINE_enum(
+    "recipe", "avatars-stylegan2", sorted(recipes.RECIPES), "What to train."
+)
 _IMAGES = flags.DEFINE_integer("images", None, "Length of the run in images [default: recipe's].")
 _CHECKPOINT_STEPS = flags.DEFINE_integer("checkpoint_steps", 500, "Steps between two checkpoints.")
 _LOG_STEPS = flags.DEFINE_integer("log_steps", 50, "Steps between two lines of progress.")
 
 
-def checkpoint_manager(folder: Path, *, keep: int = 2):
-    """Orbax manager that writes each step to a temporary name and renames it when complete."""
-    import orbax.checkpoint as ocp
-
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-    return ocp.CheckpointManager(folder.absolute(), options=options)
-
-
-def restore_or_init(manager, config: gan.GANConfig) -> gan.State:
-    """The newest checkpoint of the run, or a fresh state."""
-    import orbax.checkpoint as ocp
-
-    step = manager.latest_step()
-    if step is None:
-        return gan.init_state(config)
-    target = jax.eval_shape(lambda: gan.init_state(config))
-    return manager.restore(step, args=ocp.args.StandardRestore(target))
-
-
 def batch_at(images: np.ndarray, config: gan.GANConfig, step: int) -> np.ndarray:
-    """The real images of a step; a function of (seed, step), so that a resumed run sees the same."""
+    """The real images of a step, from (seed, step) alone: a resumed run sees the same."""
     rng = np.random.default_rng((config.seed, step))
     return images[rng.integers(len(images), size=config.batch_size)]
-
-
-def sample_grid(config: gan.GANConfig, params, *, columns: int = 8, truncation_psi: float = 1.0):
-    """A grid (columns * R, columns * R, 3) uint8 of the same latents at every call."""
-    z = jax.random.normal(jax.random.key(7), (columns**2, config.model.z_dim))
-    w = stylegan2.mapping(config.model, params, z, truncation_psi=truncation_psi)
-    images = stylegan2.synthesis(config.model, params, w)
-    return image_grid(to_uint8(np.asarray(images)), columns)
 
 
 def _clock(seconds: float) -> str:
@@ -79,8 +51,8 @@ def train(config: gan.GANConfig, images: np.ndarray, out: Path, *, checkpoint_st
       log_steps: steps between two lines of progress.
     """
     (out / "samples").mkdir(parents=True, exist_ok=True)
-    manager = checkpoint_manager(out / "checkpoints")
-    state = restore_or_init(manager, config)
+    manager = runs.checkpoint_manager(out / "checkpoints")
+    state = runs.restore_or_init(manager, config)
     first = step = int(state["step"])
     if first:
         logging.info("continuing from step %d of %d", first, config.total_steps)
@@ -111,9 +83,9 @@ def train(config: gan.GANConfig, images: np.ndarray, out: Path, *, checkpoint_st
                 with open(out / "train.jsonl", "a") as log:
                     log.write(json.dumps({"step": step, "images_per_s": rate, **values}) + "\n")
             if step % checkpoint_steps == 0 or step == config.total_steps:
-                _save(manager, config, state, step, out)
+                runs.save(manager, config, state, step, out)
     except KeyboardInterrupt:
-        _save(manager, config, state, step, out)
+        runs.save(manager, config, state, step, out)
         logging.info("stopped at step %d; start again to continue", step)
         raise SystemExit(130) from None
     finally:
@@ -124,17 +96,6 @@ def train(config: gan.GANConfig, images: np.ndarray, out: Path, *, checkpoint_st
 def _interrupt(number, frame):
     del number, frame
     raise KeyboardInterrupt
-
-
-def _save(manager, config, state, step, out: Path) -> None:
-    import orbax.checkpoint as ocp
-
-    if manager.latest_step() == step:
-        return
-    manager.save(step, args=ocp.args.StandardSave(state))
-    manager.wait_until_finished()
-    grid = sample_grid(config, state["average"])
-    save_image(out / "samples" / f"{step * config.batch_size:08d}.png", grid)
 
 
 def main(argv):

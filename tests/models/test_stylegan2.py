@@ -225,6 +225,4 @@ def test_polyphase_resampling_is_zero_insertion_convolution_and_filter(fir):
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     expected = _filter(dilated, kernel * 4, (1, 1))
-    np.testing.assert_allclose(
-        resample.conv2d_up(x, weight, jnp.asarray(fir)), expected, atol=1e-4
-    )
+    np.testing.assert_allclose(resample.conv2d_up(x, weight, jnp.asarray(fir)), expected, atol=1e-4)
