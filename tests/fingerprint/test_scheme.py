@@ -1,0 +1,164 @@
+"""Schemes write keys as the paper says, and come back from disk bit for bit."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fpjax.fingerprint.keys import sample_keys
+from fpjax.fingerprint.scheme import Scheme, SchemeError, generate
+from fpjax.models.generator import StyleGAN2Generator, load_generator
+
+
+def test_embedding_is_mean_plus_alpha_plus_sigma_times_key(tiny_scheme):
+    basis = tiny_scheme.basis
+    alpha = np.random.default_rng(0).standard_normal((3, 10)).astype(np.float32)
+    keys = sample_keys(jax.random.key(0), 3, 6)
+    u, v = basis.components[:10], basis.components[10:]
+    expected = basis.mean + alpha @ u + 0.5 * keys.astype(np.float32) @ v
+    # The same sums in another order: float32 rounding of numbers around 1.
+    np.testing.assert_allclose(tiny_scheme.embed(jnp.asarray(alpha), keys), expected, atol=1e-5)
+
+
+def test_antipodal_levels_shift_both_ways(tiny_scheme):
+    scheme = tiny_scheme.replace(levels="antipodal")
+    zero = jnp.zeros((2, 10))
+    latents = np.asarray(scheme.embed(zero, [[0] * 6, [1] * 6])) - scheme.basis.mean
+    np.testing.assert_allclose(latents[0], -latents[1], atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(latents[1]), 0.5 * np.sqrt(6), rtol=1e-5)
+
+
+def test_directions_may_lie_in_the_middle_of_the_basis(tiny_scheme):
+    scheme = Scheme.create(tiny_scheme.generator, tiny_scheme.basis, key_length=3, shift=4)
+    assert scheme.key_indices.tolist() == [4, 5, 6]
+    assert scheme.alpha_indices.tolist() == [0, 1, 2, 3, *range(7, 16)]
+
+
+def test_projection_keeps_all_of_a_natural_latent_but_its_key_directions(tiny_scheme):
+    generator = tiny_scheme.generator
+    natural = generator.sample_latents(generator.params, jax.random.key(0), 4)
+    back = tiny_scheme.latents_of(tiny_scheme.project(natural), jnp.zeros((4, 6)))
+    rest = np.asarray(natural - back)
+    np.testing.assert_allclose(rest @ tiny_scheme.basis.components[:10].T, 0, atol=1e-5)
+
+
+def test_sampled_alpha_has_the_basis_standard_deviations(tiny_scheme):
+    keys = sample_keys(jax.random.key(0), 4000, 6)
+    out = generate(tiny_scheme, jax.random.key(1), keys, alpha="sampled")
+    # 4000 draws: a standard deviation is known to 1.1 %; five of those.
+    np.testing.assert_allclose(np.std(out.alpha, axis=0), tiny_scheme.alpha_std, rtol=0.06)
+    assert out.originals is None
+
+
+def test_a_key_changes_the_image_and_no_key_change_gives_the_same_image(tiny_scheme):
+    keys = np.array([[0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]])
+    one = generate(tiny_scheme, jax.random.key(1), keys).images
+    same = generate(tiny_scheme, jax.random.key(1), keys).images
+    other = generate(tiny_scheme, jax.random.key(1), 1 - keys).images
+    np.testing.assert_array_equal(one, same)
+    assert np.abs(np.asarray(one - other)).max() > 0.01
+
+
+_LOAD = """
+import sys, numpy as np
+from fpjax.fingerprint.scheme import Scheme
+from fpjax.models.generator import load_generator
+scheme = Scheme.load(sys.argv[1], load_generator(sys.argv[2]))
+sys.stdout.buffer.write(scheme.basis.components.tobytes() + scheme.extras["a/b"].tobytes())
+print(scheme.id, file=sys.stderr)
+"""
+
+
+def test_a_saved_scheme_is_bit_exact_in_another_process(tiny_scheme, tmp_path):
+    scheme = tiny_scheme.replace(
+        extras={"a/b": np.float16([1.5, -2.25]), "scalar": np.float32(3)}, notes={"x": [1, 2]}
+    )
+    scheme.generator.save(tmp_path / "generator")
+    scheme.save(tmp_path / "scheme")
+    arguments = [sys.executable, "-c", _LOAD, tmp_path / "scheme", tmp_path / "generator"]
+    run = subprocess.run(arguments, capture_output=True, check=True)
+    assert run.stdout == scheme.basis.components.tobytes() + scheme.extras["a/b"].tobytes()
+    assert run.stderr.decode().split()[-1] == scheme.id
+    back = Scheme.load(tmp_path / "scheme", scheme.generator)
+    assert back.notes == {"x": [1, 2]} and back.extras["scalar"].shape == ()
+
+
+def test_a_generator_keeps_its_hash_through_the_disk(tiny_generator, tmp_path):
+    tiny_generator.save(tmp_path / "g")
+    assert load_generator(tmp_path / "g").sha256 == tiny_generator.sha256
+
+
+def test_the_wrong_generator_is_refused_with_both_hashes(tiny_scheme, tmp_path):
+    tiny_scheme.save(tmp_path / "scheme")
+    generator = tiny_scheme.generator
+    params = jax.tree.map(lambda x: x * 1.001, generator.params)
+    other = StyleGAN2Generator("other", generator.config, params)
+    with pytest.raises(SchemeError) as error:
+        Scheme.load(tmp_path / "scheme", other)
+    assert generator.sha256 in str(error.value) and other.sha256 in str(error.value)
+
+
+def test_an_existing_folder_is_never_overwritten(tiny_scheme, tmp_path):
+    tiny_scheme.save(tmp_path / "scheme")
+    with pytest.raises(FileExistsError, match="exists already"):
+        tiny_scheme.save(tmp_path / "scheme")
+
+
+def _damage_truncated(folder):
+    file = folder / "scheme.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def _damage_json(folder):
+    (folder / "scheme.json").write_text('{"format_version": 1,')
+
+
+def _damage_version(folder):
+    file = folder / "scheme.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "format_version": 99}))
+
+
+def _damage_strength(folder):
+    file = folder / "scheme.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "strength": 0.6}))
+
+
+def _damage_missing(folder):
+    (folder / "scheme.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_damage_truncated, "damaged"),
+        (_damage_json, "damaged"),
+        (_damage_version, "format version 99, this fpjax reads 1"),
+        (_damage_strength, "recorded identity"),
+        (_damage_missing, "no such file"),
+    ],
+)
+def test_a_damaged_scheme_is_refused(tiny_scheme, tmp_path, damage, message):
+    tiny_scheme.save(tmp_path / "scheme")
+    damage(tmp_path / "scheme")
+    with pytest.raises(SchemeError, match=message):
+        Scheme.load(tmp_path / "scheme", tiny_scheme.generator)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"key_length": 7}, "the basis has 16"),
+        ({"strength": 0.0}, "positive"),
+        ({"strength": float("nan")}, "positive"),
+        ({"levels": "ternary"}, "'binary' or 'antipodal'"),
+        ({"noise": "random"}, "'const' or 'none'"),
+        ({"shift": -1}, "the basis has 16"),
+    ],
+)
+def test_schemes_that_cannot_be_are_refused(tiny_scheme, changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_scheme.replace(**changes)
