@@ -34,6 +34,8 @@ _HOME = {
     "generate": "fpjax.fingerprint.scheme",
     "invert": "fpjax.inversion.batching",
     "load_generator": "fpjax.models.generator",
+    "load_perceptual": "fpjax.models.generator",
+    "load_prior": "fpjax.models.generator",
     "load_scheme": "fpjax.fingerprint.scheme",
     "pca": "fpjax.fingerprint.basis",
     "sample_keys": "fpjax.fingerprint.keys",
@@ -53,7 +55,7 @@ if TYPE_CHECKING:
     from fpjax.inversion.problem import Problem
     from fpjax.inversion.solution import Solution
     from fpjax.models.diffusion import ddim_sample
-    from fpjax.models.generator import load_generator
+    from fpjax.models.generator import load_generator, load_perceptual, load_prior
 
 
 def __getattr__(name: str):

@@ -124,10 +124,7 @@ def convert_ldm(
     stage = infer_autoencoder_config(first_stage, resolution=resolution, scale_factor=scale)
 
     raw = select(tensors, "model.diffusion_model.")
-    averaged = {
-        _dotted(name): tensor
-        for name, tensor in select(tensors, "model_ema.diffusion_model").items()
-    }
+    averaged = {name: tensors[stored] for name, stored in averaged_unet(tensors).items()}
     use_ema = bool(averaged) and (use_ema or not raw)
     config = infer_unet_config(
         averaged if use_ema else raw,
@@ -164,7 +161,7 @@ def convert_ldm(
         else "the U-Net's raw weights are used"
         + ("" if averaged else ": the file has no averaged (EMA) ones"),
     )
-    configs = {"autoencoder": stage, "diffusion": _infer_schedule(config, tensors)}
+    configs = {"autoencoder": stage, "diffusion": infer_schedule(config, tensors)}
     return Conversion("ldm", configs, plan, notes)
 
 
@@ -237,6 +234,44 @@ def infer_autoencoder_config(
         out_ch=shape("decoder.conv_out.weight")[0],
         scale_factor=scale_factor,
         has_encoder=has_encoder,
+    )
+
+
+def averaged_unet(names: Iterable[str]) -> dict[str, str]:
+    """A U-Net's own names to those under which a whole checkpoint keeps its averages, if it does.
+
+    >>> averaged_unet(["model_ema.diffusion_modelout2bias", "model_ema.decay"])
+    {'out.2.bias': 'model_ema.diffusion_modelout2bias'}
+    """
+    start = "model_ema.diffusion_model"
+    return {_dotted(name.removeprefix(start)): name for name in names if name.startswith(start)}
+
+
+def infer_schedule(config: UNetConfig, tensors: Mapping[str, Any]) -> DiffusionConfig:
+    """The named schedule whose signal variances (`alphas_cumprod`) the checkpoint holds.
+
+    Raises:
+      ConversionError: if it holds none, or those of another schedule.
+
+    >>> alphas = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    >>> infer_schedule(UNetConfig.ldm_ffhq256(), {"alphas_cumprod": alphas}).beta_schedule
+    'linear'
+    """
+    if "alphas_cumprod" not in tensors:
+        raise ConversionError("the checkpoint has no alphas_cumprod: its schedule is unknown")
+    alphas = as_numpy(tensors["alphas_cumprod"]).astype(np.float64)
+    betas = 1 - alphas / np.append(1.0, alphas[:-1])
+    if "betas" in tensors:
+        betas = as_numpy(tensors["betas"]).astype(np.float64)
+    start, end = _shortest(betas[0]), _shortest(betas[-1])
+    for name in ("sqrt_linear", "linear", "cosine"):
+        linear_range = {} if name == "cosine" else {"linear_start": start, "linear_end": end}
+        schedule = DiffusionConfig(config, len(alphas), name, **linear_range)
+        if np.allclose(schedule.alphas_cumprod, alphas, rtol=1e-4, atol=1e-7):
+            return schedule
+    raise ConversionError(
+        f"alphas_cumprod, {len(alphas)} steps with betas from {start} to {end}, is no linear, "
+        "square-root linear or cosine schedule"
     )
 
 
@@ -444,26 +479,6 @@ def _dotted(name: str) -> str:
     if match is None:
         raise ConversionError(f"model_ema.diffusion_model{name} is no averaged U-Net weight")
     return ".".join(part for part in match.groups() if part)
-
-
-def _infer_schedule(config: UNetConfig, tensors: Mapping[str, Any]) -> DiffusionConfig:
-    """The named schedule whose signal variances the checkpoint holds."""
-    if "alphas_cumprod" not in tensors:
-        raise ConversionError("the checkpoint has no alphas_cumprod: its schedule is unknown")
-    alphas = as_numpy(tensors["alphas_cumprod"]).astype(np.float64)
-    betas = 1 - alphas / np.append(1.0, alphas[:-1])
-    if "betas" in tensors:
-        betas = as_numpy(tensors["betas"]).astype(np.float64)
-    start, end = _shortest(betas[0]), _shortest(betas[-1])
-    for name in ("sqrt_linear", "linear", "cosine"):
-        linear_range = {} if name == "cosine" else {"linear_start": start, "linear_end": end}
-        schedule = DiffusionConfig(config, len(alphas), name, **linear_range)
-        if np.allclose(schedule.alphas_cumprod, alphas, rtol=1e-4, atol=1e-7):
-            return schedule
-    raise ConversionError(
-        f"alphas_cumprod, {len(alphas)} steps with betas from {start} to {end}, is no linear, "
-        "square-root linear or cosine schedule"
-    )
 
 
 def _shapes(tensors: Mapping[str, Any], what: str):

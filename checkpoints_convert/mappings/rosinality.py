@@ -2,7 +2,7 @@
 
 The file's top level is a dict of state dicts; `convert_generator` takes the generator's state dict
 and the average latent. Architecture is read from names and shapes; the learning-rate multiplier of
-the mapping network, which no weight can show, is the port's 0.01.
+the mapping network, which no weight can show, is the port's 0.01 unless another is given.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TRANSFORMS = {
     "modulated_1x1": lambda x: x.reshape(x.shape[1:3]).T,
     "scalar": lambda x: x.reshape(()),
     "noise_map": lambda x: x[0, 0],
-    "rgb_bias": lambda x: x.reshape(-1),
+    "vector": lambda x: x.reshape(-1),
 }
 
 IGNORABLE = [
@@ -53,14 +53,14 @@ def _to_rgb(source: str, target: str) -> list[Rule]:
     return [
         Rule(rf"{source}\.conv\.weight", f"{target}/weight", "modulated_1x1"),
         *linear(rf"{source}\.conv\.modulation", f"{target}/affine"),
-        Rule(rf"{source}\.bias", f"{target}/bias", "rgb_bias"),
+        Rule(rf"{source}\.bias", f"{target}/bias", "vector"),
     ]
 
 
 def rules(config: stylegan2.StyleGAN2Config) -> list[Rule]:
     """The rename table of a generator of this architecture."""
     table = [
-        Rule(r"latent_avg", "mapping/w_avg"),
+        Rule(r"latent_avg", "mapping/w_avg", "vector"),
         Rule(r"input\.input", "synthesis/b4/const", "const"),
     ]
     for i in range(config.num_mapping_layers):
@@ -90,7 +90,9 @@ def looks_like(tensors: Mapping[str, Any]) -> bool:
     return "input.input" in tensors and "conv1.conv.modulation.weight" in tensors
 
 
-def infer_config(tensors: Mapping[str, Any]) -> stylegan2.StyleGAN2Config:
+def infer_config(
+    tensors: Mapping[str, Any], mapping_lr_multiplier: float = MAPPING_LR_MULTIPLIER
+) -> stylegan2.StyleGAN2Config:
     """Reads the architecture from names and shapes.
 
     Raises:
@@ -122,7 +124,7 @@ def infer_config(tensors: Mapping[str, Any]) -> stylegan2.StyleGAN2Config:
         z_dim=shape("style.1.weight")[1] if depth else w_dim,
         w_dim=w_dim,
         num_mapping_layers=depth,
-        mapping_lr_multiplier=MAPPING_LR_MULTIPLIER,
+        mapping_lr_multiplier=mapping_lr_multiplier,
         channels=tuple(channels),
         fir=fir,
     )
@@ -135,19 +137,24 @@ def _average_latent(tensors: Mapping[str, Any], config: stylegan2.StyleGAN2Confi
     for i in range(config.num_mapping_layers):
         weight = as_numpy(tensors[f"style.{i + 1}.weight"]).astype(np.float64)
         bias = as_numpy(tensors[f"style.{i + 1}.bias"]).astype(np.float64)
-        x = x @ weight.T * (MAPPING_LR_MULTIPLIER / np.sqrt(weight.shape[1]))
-        x = x + bias * MAPPING_LR_MULTIPLIER
+        x = x @ weight.T * (config.mapping_lr_multiplier / np.sqrt(weight.shape[1]))
+        x = x + bias * config.mapping_lr_multiplier
         x = np.where(x >= 0, x, 0.2 * x) * np.sqrt(2)
     return x.mean(axis=0).astype(np.float32)
 
 
-def convert_generator(tensors: Mapping[str, Any], latent_avg: Any = None) -> Conversion:
+def convert_generator(
+    tensors: Mapping[str, Any],
+    latent_avg: Any = None,
+    mapping_lr_multiplier: float = MAPPING_LR_MULTIPLIER,
+) -> Conversion:
     """Plans the conversion of a generator's state dict.
 
     Args:
       tensors: the state dict `g_ema` (or `g`), name -> array.
-      latent_avg: the file's `latent_avg`, (w_dim,); where it is absent the mean of 16,384 seeded
-        draws takes its place and a note says so.
+      latent_avg: the file's `latent_avg`, (w_dim,) or (1, w_dim); where it is absent the mean of
+        16,384 seeded draws takes its place and a note says so.
+      mapping_lr_multiplier: of the mapping network, which no weight shows.
 
     Returns:
       The `Conversion` to an fpjax StyleGAN2.
@@ -155,7 +162,7 @@ def convert_generator(tensors: Mapping[str, Any], latent_avg: Any = None) -> Con
     Raises:
       ConversionError: listing what is unmapped, unfilled or misshapen.
     """
-    config = infer_config(tensors)
+    config = infer_config(tensors, mapping_lr_multiplier)
     tensors, notes = dict(tensors), []
     if latent_avg is None:
         latent_avg = _average_latent(tensors, config)
@@ -170,7 +177,9 @@ def convert_generator(tensors: Mapping[str, Any], latent_avg: Any = None) -> Con
             noise = rng.standard_normal((1, 1, side, side)).astype(np.float32)
             tensors[f"noises.noise_{i}"] = noise
         notes.append("no noise maps in the file: seeded ones are stored, so images are repeatable")
-    notes.append(f"mapping learning-rate multiplier {MAPPING_LR_MULTIPLIER}: the port's value")
+    notes.append(
+        f"mapping learning-rate multiplier {mapping_lr_multiplier} is assumed: no tensor tells it"
+    )
     shapes = stylegan2.param_shapes(config)
     plan = convert(tensors, rules(config), IGNORABLE, shapes, TRANSFORMS)
     return Conversion("stylegan2", config, plan, tuple(notes))

@@ -6,9 +6,11 @@ a checkpoint and a target parameter tree. It is strict both ways: each source te
 exactly one rule or is ignorable, each target parameter is filled exactly once, and shapes agree.
 """
 
+from __future__ import annotations
+
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,23 +88,47 @@ class Plan:
     _tensors: Mapping[str, Any] = field(repr=False)
     _transforms: Mapping[str, Transform] = field(repr=False)
 
-    def apply(self, dtype: Any = np.float32) -> dict[str, Any]:
-        """Read, transform and cast every tensor, and return the nested parameter tree.
+    def arrays(self) -> Iterator[tuple[Step, np.ndarray]]:
+        """Each step with its transformed array, in the source's dtype, reading one tensor at a time.
 
-        `dtype` is that of the parameters; None keeps each tensor's own.
+        An array may be a view of the file's memory map: use it before the next one, or copy it.
         """
-        flat: dict[str, np.ndarray] = {}
         targets: dict[str, list[Step]] = {}
         for step in self.steps:
             targets.setdefault(step.source, []).append(step)
         for source, steps in targets.items():
             value = as_numpy(self._tensors[source])
-            for step, part in zip(
-                steps, _parts(self._transforms[steps[0].transform](value)), strict=True
-            ):
+            parts = _parts(self._transforms[steps[0].transform](value))
+            yield from zip(steps, parts, strict=True)
+
+    def apply(self, dtype: Any = np.float32) -> dict[str, Any]:
+        """Read, transform and cast every tensor, and return the nested parameter tree.
+
+        `dtype` is that of the parameters; None keeps each tensor's own.
+        """
+        return unflatten(
+            {
                 # Contiguous and owned, so that the checkpoint's memory can be released.
-                flat[step.target] = np.array(part, dtype=dtype or part.dtype, order="C")
-        return unflatten(flat)
+                step.target: np.array(part, dtype=dtype or part.dtype, order="C")
+                for step, part in self.arrays()
+            }
+        )
+
+    def source(self, name: str) -> Any:
+        """The source tensor of this name, unread."""
+        return self._tensors[name]
+
+    def transformed(self, step: Step, value: np.ndarray) -> np.ndarray:
+        """What `step` makes of another value of its source tensor."""
+        parts = _parts(self._transforms[step.transform](value))
+        same = [other.target for other in self.steps if other.source == step.source]
+        return parts[same.index(step.target)]
+
+    def part(self, prefix: str) -> Plan:
+        """The steps whose targets are below `prefix`, which is removed from them."""
+        steps = [step for step in self.steps if step.target.startswith(prefix)]
+        moved = tuple(step._replace(target=step.target.removeprefix(prefix)) for step in steps)
+        return replace(self, steps=moved)
 
     def __str__(self) -> str:
         """One line for each parameter and each ignored tensor."""
@@ -178,6 +204,9 @@ def convert(
         if not matches:
             problems.append(f"no rule for source tensor {source} {shape}")
             continue
+        if getattr(getattr(tensors[source], "dtype", None), "kind", "f") in "biucSUOmM":
+            dtype = tensors[source].dtype
+            problems.append(f"source tensor {source} {shape} is of {dtype}, expected floats")
         if len(matches) > 1 or reasons:
             which = [rule.pattern for _, rule in matches] + ["(ignorable)"] * bool(reasons)
             problems.append(f"source tensor {source} matches several rules: {', '.join(which)}")

@@ -2,6 +2,10 @@
 
     config.json         {"format_version", "architecture", "config", "info"}
     params.safetensors  one tensor for each leaf, named by its path, parts joined by "/"
+    params/             instead of that file, where `fpjax-convert --format orbax` wrote it: the
+                        parameter tree as an Orbax checkpoint
+    prior/              such a folder again: the diffusion prior of a latent diffusion model, whose
+                        first stage is the folder itself
 
 Folders are written under a temporary name and renamed, so a reader never sees half of one.
 """
@@ -130,19 +134,30 @@ def save_checkpoint(
             name: leaf.astype(dtype) if np.issubdtype(leaf.dtype, np.floating) else leaf
             for name, leaf in leaves.items()
         }
-    header = {
-        "format_version": FORMAT_VERSION,
-        "architecture": architecture,
-        "config": dict(config),
-        "info": dict(info or {}),
-    }
+    contents = header(architecture, config, info)
     with atomic_directory(path) as folder:
-        (folder / "config.json").write_text(json.dumps(header, indent=2) + "\n", "utf-8")
+        (folder / "config.json").write_text(json.dumps(contents, indent=2) + "\n", "utf-8")
         save_file(
             # (np.ascontiguousarray would turn scalars into vectors.)
             {name: np.array(leaf, order="C") for name, leaf in leaves.items()},
             folder / "params.safetensors",
         )
+
+
+def header(
+    architecture: str, config: Mapping[str, Any], info: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The contents of a folder's `config.json`; see `save_checkpoint` for the arguments.
+
+    >>> header("stylegan2", {"resolution": 8})["format_version"]
+    1
+    """
+    return {
+        "format_version": FORMAT_VERSION,
+        "architecture": architecture,
+        "config": dict(config),
+        "info": dict(info or {}),
+    }
 
 
 def read_header(path: str | os.PathLike) -> dict[str, Any]:
@@ -189,6 +204,25 @@ def load_tensors(file: str | os.PathLike) -> dict[str, np.ndarray]:
         raise CheckpointFormatError(f"{file}: damaged ({error})") from error
 
 
+def load_leaves(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """All parameters of a folder by "/"-joined path, in the dtype they are stored in.
+
+    Raises:
+      CheckpointFormatError: if they are missing or damaged.
+    """
+    folder = Path(path) / "params"
+    if not folder.is_dir():
+        return load_tensors(Path(path) / "params.safetensors")
+    import orbax.checkpoint  # slow to import, and most folders are safetensors
+
+    try:
+        with orbax.checkpoint.PyTreeCheckpointer() as checkpointer:
+            return flatten(checkpointer.restore(folder.absolute()))
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointFormatError(f"{folder}: damaged ({reason})") from error
+
+
 def load_params(path: str | os.PathLike, shapes: Mapping[str, Any]) -> dict[str, Any]:
     """Reads the parameters of a folder in float32, checked against the tree they must fill.
 
@@ -199,8 +233,7 @@ def load_params(path: str | os.PathLike, shapes: Mapping[str, Any]) -> dict[str,
     Raises:
       CheckpointFormatError: naming what is missing, unexpected or of another shape.
     """
-    file = Path(path) / "params.safetensors"
-    leaves = load_tensors(file)
+    leaves = load_leaves(path)
     expected = {name: tuple(leaf.shape) for name, leaf in _flatten_shapes(shapes).items()}
     problems = [f"{name} is missing" for name in sorted(expected.keys() - leaves.keys())]
     problems += [f"{name} is unexpected" for name in sorted(leaves.keys() - expected.keys())]
@@ -211,7 +244,7 @@ def load_params(path: str | os.PathLike, shapes: Mapping[str, Any]) -> dict[str,
     ]
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise CheckpointFormatError(f"{file}: {'; '.join(problems[:5])}{more}")
+        raise CheckpointFormatError(f"{path}: {'; '.join(problems[:5])}{more}")
     return unflatten({name: leaf.astype(np.float32) for name, leaf in leaves.items()})
 
 

@@ -16,7 +16,10 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from fpjax.models import checkpoint, stylegan2
+from fpjax.models import autoencoder, autoencoder_tiny, checkpoint, diffusion, stylegan2, unet
+from fpjax.models.autoencoder import AutoencoderConfig
+from fpjax.models.autoencoder_tiny import AutoencoderTinyConfig
+from fpjax.models.diffusion import DiffusionConfig, DiffusionPrior
 
 Array = jax.Array
 
@@ -118,7 +121,89 @@ class StyleGAN2Generator:
         )
 
 
-def load_generator(name_or_path: str | os.PathLike) -> StyleGAN2Generator:
+@dataclasses.dataclass(frozen=True, eq=False)
+class LDMGenerator:
+    """The first stage of a latent diffusion model with its weights; the latent is z.
+
+    Attributes:
+      name: for people.
+      config: the first stage's architecture, KL, VQ or tiny.
+      params: its parameters, a nested dict of float32 arrays.
+      prior: the denoiser that draws latents, where the folder holds one; its parameters are its
+        own, `prior.params`.
+      info: where the weights come from.
+    """
+
+    name: str
+    config: AutoencoderConfig | AutoencoderTinyConfig
+    params: Mapping[str, Any]
+    prior: DiffusionPrior | None = None
+    info: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one latent at the nominal resolution: (height, width, channels)."""
+        return self.config.latent_shape
+
+    @property
+    def resolution(self) -> int:
+        """Nominal side of the images in pixels; other sides work too."""
+        return self.config.resolution
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Hash of the first stage's architecture, config and parameters, without the prior's."""
+        config = checkpoint.config_to_json(self.config)
+        return checkpoint.params_sha256(_first_stage_name(self.config), config, self.params)
+
+    def decode(self, params, latents: Array, *, quantize: bool = True, noise: Any = None) -> Array:
+        """Latents (B, h, w, C) -> images (B, H, W, 3) in [-1, 1]; see `autoencoder.decode`.
+
+        Args:
+          params: the first stage's parameters.
+          latents: as `encode` or the prior gives them.
+          quantize: take the nearest codebook entries first, in a VQ model.
+          noise: taken so that all generators are called alike; a decoder has no noise maps.
+        """
+        if isinstance(self.config, AutoencoderTinyConfig):
+            return autoencoder_tiny.decode(self.config, params, latents)
+        return autoencoder.decode(self.config, params, latents, quantize=quantize)
+
+    def encode(self, params, images: Array, key: Array | None = None) -> Array:
+        """Images (B, H, W, 3) in [-1, 1] -> latents (B, h, w, C); see `autoencoder.encode`.
+
+        Args:
+          params: the first stage's parameters.
+          images: sides multiples of the downsampling.
+          key: PRNG key to sample the latent of a KL model; by default its mean is taken.
+        """
+        if isinstance(self.config, AutoencoderTinyConfig):
+            return autoencoder_tiny.encode(self.config, params, images)
+        return autoencoder.encode(self.config, params, images, key=key)
+
+    def sample_latents(
+        self, params, key: Array, num: int, steps: int = 50, eta: Array | float = 1.0
+    ) -> Array:
+        """Draws (num, *latent_shape) natural latents by DDIM from the prior.
+
+        Args:
+          params: unused; the prior has its own parameters.
+          key: PRNG key.
+          num: how many.
+          steps, eta: of DDIM; see `diffusion.ddim_sample`.
+
+        Raises:
+          ValueError: if there is no prior.
+        """
+        if self.prior is None:
+            raise ValueError(
+                f"{self.name!r} is a first stage without a prior, which cannot draw latents: "
+                "encode images instead, or convert a whole latent diffusion checkpoint"
+            )
+        return diffusion.ddim_sample(self.prior, self.prior.params, key, num, steps, eta)
+
+
+def load_generator(name_or_path: str | os.PathLike) -> StyleGAN2Generator | LDMGenerator:
     """Opens a bundled generator by name, or a folder that `fpjax-convert` or `save` wrote.
 
     Args:
@@ -126,7 +211,8 @@ def load_generator(name_or_path: str | os.PathLike) -> StyleGAN2Generator:
         only if it contains a path separator.
 
     Returns:
-      The generator, its parameters on the default device in float32.
+      The generator, its parameters on the default device in float32: a `StyleGAN2Generator`, or an
+      `LDMGenerator` for a first stage, with its prior if the folder has one.
 
     Raises:
       CheckpointFormatError: if the folder is no checkpoint of a generator, or damaged.
@@ -144,11 +230,102 @@ def load_generator(name_or_path: str | os.PathLike) -> StyleGAN2Generator:
             f"{text!r} is neither a bundled generator ({', '.join(zoo.names())}) nor a folder"
         )
     header = checkpoint.read_header(path)
-    if header["architecture"] != "stylegan2":
+    architecture, info = header["architecture"], header.get("info") or {}
+    if architecture == "stylegan2":
+        config = checkpoint.config_from_json(stylegan2.StyleGAN2Config, header["config"])
+        params = _params(path, stylegan2.param_shapes(config))
+        return StyleGAN2Generator(path.name, config, params, info)
+    if architecture not in _FIRST_STAGES:
+        advice = "; open it with load_prior" if architecture == "diffusion" else ""
         raise checkpoint.CheckpointFormatError(
-            f"{path}: holds a {header['architecture']!r}, expected a generator ('stylegan2')"
+            f"{path}: holds a {architecture!r}, expected a generator "
+            f"('stylegan2', {', '.join(map(repr, _FIRST_STAGES))}){advice}"
         )
-    config = checkpoint.config_from_json(stylegan2.StyleGAN2Config, header["config"])
-    params = checkpoint.load_params(path, stylegan2.param_shapes(config))
-    params = jax.tree.map(jnp.asarray, params)
-    return StyleGAN2Generator(path.name, config, params, header.get("info") or {})
+    config_class, model = _FIRST_STAGES[architecture]
+    config = checkpoint.config_from_json(config_class, header["config"])
+    params = _params(path, model.param_shapes(config))
+    prior = load_prior(path) if (path / _PRIOR).is_dir() else None
+    return LDMGenerator(path.name, config, params, prior, info)
+
+
+def load_prior(path: str | os.PathLike) -> DiffusionPrior:
+    """Opens the diffusion prior of a converted latent diffusion model, or a converted U-Net.
+
+    Args:
+      path: the folder that `fpjax-convert` wrote.
+
+    Returns:
+      The prior, its parameters on the default device in float32.
+
+    Raises:
+      CheckpointFormatError: if there is no prior in the folder, or it is damaged.
+
+    >>> load_prior("no-such-folder")
+    Traceback (most recent call last):
+    ...
+    fpjax.models.checkpoint.CheckpointFormatError: no-such-folder: no config.json, ...
+    """
+    path = Path(path)
+    folder = path / _PRIOR if (path / _PRIOR).is_dir() else path
+    header = checkpoint.read_header(folder)
+    if header["architecture"] != "diffusion":
+        raise checkpoint.CheckpointFormatError(
+            f"{folder}: holds a {header['architecture']!r} and no prior ('diffusion')"
+        )
+    config = checkpoint.config_from_json(DiffusionConfig, header["config"])
+    return DiffusionPrior(config, _params(folder, unet.param_shapes(config.unet)))
+
+
+def load_perceptual(path: str | os.PathLike) -> dict[str, Any]:
+    """Opens the parameters of a converted perceptual network.
+
+    Args:
+      path: the folder that `fpjax-convert` wrote from VGG16, AlexNet, LPIPS or Inception weights.
+
+    Returns:
+      The tree that the network's functions in `fpjax.perceptual` take, float32 on the default
+      device.
+
+    Raises:
+      CheckpointFormatError: if the folder is no such checkpoint, or damaged.
+
+    >>> load_perceptual("no-such-folder")
+    Traceback (most recent call last):
+    ...
+    fpjax.models.checkpoint.CheckpointFormatError: no-such-folder: no config.json, ...
+    """
+    from fpjax import perceptual
+
+    path = Path(path)
+    header = checkpoint.read_header(path)
+    if header["architecture"] != "perceptual":
+        raise checkpoint.CheckpointFormatError(
+            f"{path}: holds a {header['architecture']!r}, expected a perceptual network"
+        )
+    shapes = {
+        "vgg16": perceptual.vgg16_shapes,
+        "alexnet": perceptual.alexnet_shapes,
+        "inception": perceptual.inception_shapes,
+        "lpips": lambda: perceptual.lpips_shapes(header["config"].get("net", "vgg")),
+    }
+    network = header["config"].get("network")
+    if network not in shapes:
+        raise checkpoint.CheckpointFormatError(
+            f"{path}: perceptual network {network!r}, expected one of {', '.join(shapes)}"
+        )
+    return _params(path, shapes[network]())
+
+
+_PRIOR = "prior"
+_FIRST_STAGES = {
+    "autoencoder": (AutoencoderConfig, autoencoder),
+    "autoencoder_tiny": (AutoencoderTinyConfig, autoencoder_tiny),
+}
+
+
+def _first_stage_name(config: AutoencoderConfig | AutoencoderTinyConfig) -> str:
+    return next(name for name, (kind, _) in _FIRST_STAGES.items() if isinstance(config, kind))
+
+
+def _params(path: Path, shapes: Mapping[str, Any]) -> dict[str, Any]:
+    return jax.tree.map(jnp.asarray, checkpoint.load_params(path, shapes))
