@@ -125,8 +125,9 @@ def run(arguments: list[str]) -> int:
 
 def _run(flags: argparse.Namespace) -> int:
     from checkpoints_convert.convert import convert_file
-    from checkpoints_convert.detect import Request, recognise
+    from checkpoints_convert.detect import recognise
     from checkpoints_convert.settings import Settings
+    from checkpoints_convert.sources.found import Request
     from fpjax.cli.common import Progress
 
     settings = Settings(

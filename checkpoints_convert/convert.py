@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fpjax
-from checkpoints_convert.detect import Recognised, Request, recognise
+from checkpoints_convert.detect import recognise
 from checkpoints_convert.output import DTYPES, Format, stored_bytes, write_params
+from checkpoints_convert.sources.found import Recognised, Request
 from checkpoints_convert.verify import NotVerifiable, compare
 from fpjax.data.atomic import atomic_directory
 from fpjax.models import checkpoint

@@ -1,4 +1,4 @@
-"""What no weight shows: given by flags, a config file, or hyper-parameters kept in the checkpoint."""
+"""What no weight shows: from flags, a config file, or hyper-parameters kept in the checkpoint."""
 
 from __future__ import annotations
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from checkpoints_convert.detect import Origins, Part
 from checkpoints_convert.mappings.table import ConversionError
 from checkpoints_convert.output import cast
 from checkpoints_convert.readers import read
 from checkpoints_convert.readers.tensors import dtype_named
 from checkpoints_convert.readers.tree import label
+from checkpoints_convert.sources.found import Origins, Part
 
 
 class NotVerifiable(Exception):

@@ -89,7 +89,7 @@ class Plan:
     _transforms: Mapping[str, Transform] = field(repr=False)
 
     def arrays(self) -> Iterator[tuple[Step, np.ndarray]]:
-        """Each step with its transformed array, in the source's dtype, reading one tensor at a time.
+        """Each step with its transformed array, in the source's dtype, one tensor at a time.
 
         An array may be a view of the file's memory map: use it before the next one, or copy it.
         """

@@ -1,0 +1,1 @@
+"""How each published source is told apart and planned, one module a source."""
