@@ -55,9 +55,9 @@ def invert(
     """
     solver = GaussNewton() if solver is None else solver
     images = _check_images(problem, images)
-    starts = _starts(problem, solver, images, starts)
     if len(images) == 0:
         return _empty(problem)
+    starts = _starts(problem, solver, images, starts)
     if isinstance(solver, Adam):
         return _run_adam(problem, solver, images, starts, memory, progress)
     return _run_gauss_newton(problem, solver, images, starts, memory, progress)
@@ -109,7 +109,7 @@ def _chunk_size(problem: Problem, solver, lanes: int, memory: int) -> int:
     else:
         per_lane = 4 * side * side * (3 * 6 + 256) * problem.num_unknowns
         if jax.default_backend() == "cpu":
-            return min(lanes, 4)  # run one after the other: size only sets how often we look
+            return 1  # the tangents of one image fill the cores; more would only be padding
     return int(max(1, min(lanes, memory // per_lane)))
 
 

@@ -150,8 +150,7 @@ def _schur(curvature: Array, num_alpha: int) -> Array:
 def run_chunk(problem, settings, first: bool, params, lanes, targets):
     """Advances a chunk of lanes by one step; evaluates the starts when `first`.
 
-    On accelerators the chunk is one batch; on CPU, where a single image's tangents already fill
-    the cores, lanes run one after the other in a fraction of the memory.
+    The lanes of a chunk are one batch.
     """
 
     def one(operands):
@@ -160,8 +159,7 @@ def run_chunk(problem, settings, first: bool, params, lanes, targets):
             return initial_lane(problem, params, lane, target)
         return step(problem, settings, params, lane, target)
 
-    batch = None if jax.default_backend() == "cpu" else targets.shape[0]
-    return jax.lax.map(one, (lanes, targets), batch_size=batch)
+    return jax.vmap(one)((lanes, targets))
 
 
 def decide_bits(soft_bits: np.ndarray, information: np.ndarray) -> np.ndarray:

@@ -60,6 +60,8 @@ class Problem:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} {getattr(self, name)!r}: choose one of {allowed}")
+        if self.loss == "lpips":
+            _ = self._lpips  # loaded here, so that a missing package is known before any work
 
     @classmethod
     def paper(cls, scheme: Scheme) -> Problem:

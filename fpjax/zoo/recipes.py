@@ -19,7 +19,7 @@ RECIPES: dict[str, GANConfig] = {
     "avatars-stylegan2": GANConfig(
         model=AVATARS_STYLEGAN2,
         critic_channels=((4, 128), (8, 128), (16, 96), (32, 32)),
-        total_images=260_000,
+        total_images=230_000,
     ),
 }
 
