@@ -8,6 +8,8 @@ from pathlib import Path
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
+SHOWN = 40  # problems of one file; the rest say no more
+
 EPILOG = """\
 examples:
   fpjax-convert stylegan2-ffhq-config-f.pt ffhq1024
@@ -29,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     """The flags of the command."""
     made = _Parser(
         prog="fpjax-convert",
-        description="Converts published weights (StyleGAN2, latent diffusion, tiny autoencoders, "
+        description="Converts published weights (StyleGAN2, latent diffusion, tiny autoencoders,\n"
         "perceptual networks) to a folder that fpjax opens.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -63,27 +65,39 @@ def parser() -> argparse.ArgumentParser:
         "both (default: ema)",
     )
     beside = made.add_argument_group("files that belong to FILE")
-    beside.add_argument("--config", type=Path, help="config.yaml (CompVis) or config.json")
-    beside.add_argument("--encoder", type=Path, help="encoder of a TAESD decoder")
-    beside.add_argument("--heads", type=Path, help="LPIPS heads for a VGG16 or AlexNet")
+    beside.add_argument(
+        "--config", type=Path, metavar="FILE", help="config.yaml (CompVis) or config.json"
+    )
+    beside.add_argument("--encoder", type=Path, metavar="FILE", help="encoder of a TAESD decoder")
+    beside.add_argument(
+        "--heads", type=Path, metavar="FILE", help="LPIPS heads for a VGG16 or AlexNet"
+    )
     open_ = made.add_argument_group("what weights cannot show")
-    open_.add_argument("--resolution", type=_positive, help="side of an image (default: 256)")
+    open_.add_argument(
+        "--resolution", type=_positive, metavar="N", help="side of an image (default: 256)"
+    )
     open_.add_argument(
         "--num-head-channels",
         type=_positive,
+        metavar="N",
         help="channels of a U-Net attention head (default: 32, as published)",
     )
-    open_.add_argument("--num-heads", type=_positive, help="U-Net attention heads, instead")
+    open_.add_argument(
+        "--num-heads", type=_positive, metavar="N", help="U-Net attention heads, instead"
+    )
     open_.add_argument(
         "--new-attention-order",
         action="store_true",
         default=None,
         help="the U-Net's fused projection has all queries first",
     )
-    open_.add_argument("--scale-factor", type=float, help="of latents, where FILE has none")
+    open_.add_argument(
+        "--scale-factor", type=float, metavar="X", help="of latents, where FILE has none"
+    )
     open_.add_argument(
         "--mapping-lr-multiplier",
         type=float,
+        metavar="X",
         help="of the StyleGAN2 mapping network (default: what FILE says, else 0.01)",
     )
     return made
@@ -118,8 +132,11 @@ def run(arguments: list[str]) -> int:
     except (ValueError, OSError, MemoryError, ModuleNotFoundError) as error:
         # ValueError is the base of all errors of misuse, and of those about files.
         code = _fail(str(error).split("\n")[0], EXIT_FAILED)
-        for problem in getattr(error, "problems", ()):
+        problems = getattr(error, "problems", ())
+        for problem in problems[:SHOWN]:
             print(f"  {clean(problem)}", file=sys.stderr)
+        if len(problems) > SHOWN:
+            print(f"  ... and {len(problems) - SHOWN} more", file=sys.stderr)
         return code
 
 

@@ -29,7 +29,7 @@ def _settings(found: Found, request: Request) -> Settings:
 
 
 def from_whole(found: Found, request: Request) -> Recognised | None:
-    """A checkpoint with a first stage and a U-Net: `first_stage_model.*`, `model.diffusion_model.*`."""
+    """A checkpoint with a first stage and a U-Net, each below its own prefix."""
     stage = "first_stage_model.decoder.conv_in.weight"
     for anchor in (
         "model.diffusion_model.input_blocks.0.0.weight",
