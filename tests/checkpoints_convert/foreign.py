@@ -121,8 +121,8 @@ def to_tensorflow(state: dict) -> dict:
 
     From the definitions of both: TensorFlow multiplies x @ W where PyTorch has x @ W.T, and stores
     kernels as (height, width, in, out); an upsampling layer there turns its kernel before the
-    transposed convolution, which PyTorch's applies as it is; `style = x @ mod_weight + mod_bias + 1`
-    where PyTorch's bias starts at one.
+    transposed convolution, which PyTorch's applies as it is; a style there is
+    `w @ mod_weight + mod_bias + 1`, where PyTorch's bias starts at one.
     """
     variables = {"lod": np.float32(0), "dlatent_avg": state["mapping.w_avg"]}
     for name, value in state.items():

@@ -121,5 +121,5 @@ def test_what_is_left_over_or_missing_is_named(case):
     with pytest.raises(ConversionError, match="no rule for source tensor 8x8/Skip/weight"):
         nvidia_tf.convert_generator({**short, "8x8/Skip/weight": np.zeros((1, 1), "f4")})
     del short["noise3"]
-    with pytest.raises(ConversionError, match="nothing fills parameter .*b16/conv0/noise_const"):
+    with pytest.raises(ConversionError, match=r"nothing fills parameter .*b16/conv0/noise_const"):
         nvidia_tf.convert_generator(short)
