@@ -29,6 +29,9 @@ TRANSFORMS = {
     "style_bias": lambda x: x + np.asarray(1, x.dtype),
 }
 
+_ONLY = {"architecture": "skip", "nonlinearity": "lrelu", "mapping_nonlinearity": "lrelu"}
+"""Settings of which fpjax has one value."""
+
 IGNORABLE = [
     Ignorable(r"lod", "level of detail of progressive growing, unused by StyleGAN2"),
 ]
@@ -49,7 +52,7 @@ def variables_of(network: Mapping[str, Any]) -> dict[str, Any]:
         node = stack.pop()
         for name, tensor in node["variables"].items():
             short = re.sub(r"^(?:\w+/)?(?:G_)?(?:synthesis|mapping)/|^Gs?/", "", name)
-            if short in variables:
+            if short in variables and short != "lod":  # both halves may keep it
                 raise ConversionError(f"two variables named {short} in one network")
             variables[short] = tensor
         stack += node["components"].values()
@@ -126,9 +129,10 @@ def infer_config(
 
     if any("/StyleMod/" in name for name in variables):
         raise ConversionError("a generator of the first StyleGAN: fpjax has StyleGAN2")
-    if "LabelConcat/weight" in variables:
-        raise ConversionError("the generator is conditional (LabelConcat): not supported")
-    for name, only in (("architecture", "skip"), ("nonlinearity", "lrelu"), ("act", "lrelu")):
+    for name in ("LabelConcat/weight", "LabelEmbed/weight"):
+        if name in variables:
+            raise ConversionError(f"the generator is conditional ({name}): not supported")
+    for name, only in _ONLY.items():
         if settings.get(name, only) != only:
             raise ConversionError(f"{name} {settings[name]!r}: fpjax has {only!r} alone")
     sides = [2**i for i in range(3, 11) if f"{2**i}x{2**i}/Conv1/weight" in variables]

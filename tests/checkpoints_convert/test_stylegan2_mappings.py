@@ -100,14 +100,15 @@ def test_bare_state_dicts_and_missing_averages_or_noise_are_said(tmp_path, rosin
 
 
 @pytest.mark.parametrize("multiplier", [1, 2])
-@pytest.mark.parametrize("size", [16, 64])
+@pytest.mark.parametrize("size", [16, 64, 1024])
 def test_architecture_is_read_from_rosinality_files_of_other_sizes(size, multiplier):
-    channels = {4: 32, 8: 32, 16: 16 * multiplier, 32: 8 * multiplier, 64: 4 * multiplier}
+    channels = {side: min(32, 512 * multiplier // side) for side in (4, 8, 16, 32, 64, 128, 256)}
+    channels |= {512: multiplier, 1024: multiplier}
     config = StyleGAN2Config(
         size, 24, 24, 3, channels=tuple((r, c) for r, c in channels.items() if r <= size)
     )
-    found = rosinality.infer_config(rosinality_state(config))
-    assert found == config
+    conversion = rosinality.convert_generator(rosinality_state(config), np.zeros(24, "f4"))
+    assert conversion.config == config
 
 
 def rosinality_state(config):
@@ -123,6 +124,14 @@ def rosinality_state(config):
     for name, before, after in layers:
         state[f"{name}.conv.weight"] = (1, after, before, 3, 3)
         state[f"{name}.conv.modulation.weight"] = (before, w)
+        state[f"{name}.conv.modulation.bias"] = (before,)
+        state |= {f"{name}.noise.weight": (1,), f"{name}.activate.bias": (after,)}
+    for i, side in enumerate(config.block_resolutions):
+        name = f"to_rgbs.{i - 1}" if i else "to_rgb1"
+        state[f"{name}.conv.weight"] = (1, 3, table[side], 1, 1)
+        state[f"{name}.conv.modulation.weight"] = (table[side], w)
+        state[f"{name}.conv.modulation.bias"] = (table[side],)
+        state[f"{name}.bias"] = (1, 3, 1, 1)
     return {name: np.zeros(shape, "f4") for name, shape in state.items()}
 
 
