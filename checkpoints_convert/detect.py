@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from checkpoints_convert.mappings.table import ConversionError
 from checkpoints_convert.readers import read
@@ -43,11 +45,22 @@ def recognise(path: Path, request: Request) -> Recognised:
     if path.is_dir():
         return diffusers.from_folder(path, request)
     file = read(path)
-    for recogniser in FROM_OBJECTS:
-        if (recognised := recogniser(file, request)) is not None:
-            return recognised
-    found = Found(file, tensors_of(file))
-    for recogniser in FROM_NAMES:
-        if (recognised := recogniser(found, request)) is not None:
-            return recognised
-    raise ConversionError(f"{path}: nothing known: {describe(file)}. Known are {KNOWN}")
+    try:
+        recognised = _first(FROM_OBJECTS, file, request)
+        if recognised is None:
+            recognised = _first(FROM_NAMES, Found(file, tensors_of(file)), request)
+    except (ArithmeticError, LookupError, TypeError, AttributeError) as error:
+        # Names of a known network, but tensors without its axes or settings of another type.
+        reason = f"{type(error).__name__}: {error}"
+        raise ConversionError(
+            f"{path}: the tensors or settings are not those of the network their names say "
+            f"({reason}): {describe(file)}"
+        ) from error
+    if recognised is None:
+        raise ConversionError(f"{path}: nothing known: {describe(file)}. Known are {KNOWN}")
+    return recognised
+
+
+def _first(sources: Sequence[Callable], found: Any, request: Request) -> Recognised | None:
+    recognised = (source(found, request) for source in sources)
+    return next((made for made in recognised if made is not None), None)

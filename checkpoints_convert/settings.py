@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints_convert.mappings.table import ConversionError
+from fpjax.models.diffusion import BetaSchedule
 
 CONFIG_BYTES = 16 << 20
 
@@ -41,7 +42,7 @@ class Settings:
     linear_start: float | None = None
     linear_end: float | None = None
     num_timesteps: int | None = None
-    beta_schedule: str | None = None
+    beta_schedule: BetaSchedule | None = None
 
     def over(self, other: Settings) -> Settings:
         """These where they say something, else the other's."""
@@ -64,7 +65,7 @@ class Settings:
         order = bool(self.new_attention_order)
         return {"num_head_channels": channels, "num_heads": heads, "new_attention_order": order}
 
-    def schedule(self) -> tuple[int, str, float, float]:
+    def schedule(self) -> tuple[int, BetaSchedule, float, float]:
         """Arguments of `diffusion.alphas_cumprod`; the FFHQ-256 LDM's where nobody says.
 
         >>> Settings(linear_start=0.001).schedule()

@@ -143,15 +143,14 @@ def infer_config(
         depth += 1
     w_dim = shape("4x4/Conv/mod_weight")[0]
     taps = settings.get("resample_kernel") or (1.0, 3.0, 3.0, 1.0)
-    if mapping_lr_multiplier is None:
-        mapping_lr_multiplier = settings.get("mapping_lrmul", MAPPING_LR_MULTIPLIER)
+    stated = settings.get("mapping_lrmul") or MAPPING_LR_MULTIPLIER
     clamp = settings.get("conv_clamp")
     return stylegan2.StyleGAN2Config(
         resolution=max(sides, default=4),
         z_dim=shape("Dense0/weight")[0] if depth else w_dim,
         w_dim=w_dim,
         num_mapping_layers=depth,
-        mapping_lr_multiplier=float(mapping_lr_multiplier),
+        mapping_lr_multiplier=float(mapping_lr_multiplier or stated),
         channels=tuple(channels),
         fir=tuple(float(tap) for tap in taps),
         conv_clamp=None if clamp is None else float(clamp),

@@ -132,15 +132,22 @@ def infer_config(
 
 def _average_latent(tensors: Mapping[str, Any], config: stylegan2.StyleGAN2Config) -> np.ndarray:
     """Mean of w over seeded draws, as the port computes it when a program asks for truncation."""
-    z = np.random.default_rng(0).standard_normal((NUM_AVERAGED_LATENTS, config.z_dim))
-    x = z / np.sqrt(np.mean(z**2, axis=1, keepdims=True) + 1e-8)
+    rng = np.random.default_rng(0)
+    layers = []
     for i in range(config.num_mapping_layers):
         weight = as_numpy(tensors[f"style.{i + 1}.weight"]).astype(np.float64)
         bias = as_numpy(tensors[f"style.{i + 1}.bias"]).astype(np.float64)
-        x = x @ weight.T * (config.mapping_lr_multiplier / np.sqrt(weight.shape[1]))
-        x = x + bias * config.mapping_lr_multiplier
-        x = np.where(x >= 0, x, 0.2 * x) * np.sqrt(2)
-    return x.mean(axis=0).astype(np.float32)
+        scale = config.mapping_lr_multiplier / np.sqrt(weight.shape[1])
+        layers.append((weight.T * scale, bias * config.mapping_lr_multiplier))
+    total = np.zeros(config.w_dim)
+    for _ in range(NUM_AVERAGED_LATENTS // 1024):  # in pieces, whatever the width
+        z = rng.standard_normal((1024, config.z_dim))
+        x = z / np.sqrt(np.mean(z**2, axis=1, keepdims=True) + 1e-8)
+        for weight, bias in layers:
+            x = x @ weight + bias
+            x = np.where(x >= 0, x, 0.2 * x) * np.sqrt(2)
+        total += x.sum(axis=0)
+    return (total / NUM_AVERAGED_LATENTS).astype(np.float32)
 
 
 def convert_generator(

@@ -19,7 +19,7 @@ from checkpoints_convert.detect import recognise
 from checkpoints_convert.mappings.table import ConversionError
 from checkpoints_convert.readers import read
 from checkpoints_convert.sources.found import Request
-from tests.checkpoints_convert.foreign import fixture_arrays
+from tests.checkpoints_convert.foreign import fixture_arrays, write_persistent
 from tests.checkpoints_convert.readers.forge import dumps, torch_stream, torch_zip, touch
 from tests.fixtures import fixture
 
@@ -104,6 +104,37 @@ def test_truncated_files_are_refused_in_one_line(tmp_path, capsys, generator_fil
     length = int(len(data) * keep) if isinstance(keep, float) else keep
     (tmp_path / "cut.pt").write_bytes(data[:length])
     assert len(refused(capsys, tmp_path, tmp_path / "cut.pt").splitlines()) == 1
+
+
+ANCHORS = (
+    ("input.input", "conv1.conv.modulation.weight"),
+    ("synthesis.b4.const", "synthesis.b4.conv1.affine.weight"),
+    ("first_stage_model.decoder.conv_in.weight", "model.diffusion_model.input_blocks.0.0.weight"),
+    ("decoder.mid.block_1.norm1.weight", "post_quant_conv.weight"),
+    ("input_blocks.0.0.weight", "time_embed.0.weight"),
+    ("3.conv.0.weight", "1.weight"),
+    ("lin0.model.1.weight", "net.slice1.0.weight"),
+    ("features.28.weight", "features.0.weight"),
+    ("features.10.weight", "features.0.weight"),
+    ("Mixed_7c.branch_pool.conv.weight",),
+)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (0, 0, 0, 0), (2, 3, 1, 1)])
+@pytest.mark.parametrize("anchors", ANCHORS, ids="+".join)
+def test_a_networks_names_on_other_tensors_are_refused(tmp_path, capsys, anchors, shape):
+    np.savez(tmp_path / "x.npz", **{name: np.zeros(shape, "f4") for name in anchors})
+    refused(capsys, tmp_path, tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("settings", [[1], {"conv_clamp": "much"}, {"lr_multiplier": [1]}])
+def test_settings_of_other_types_are_refused(tmp_path, capsys, monkeypatch, settings):
+    state, _ = fixture_arrays("nvlabs_sg2ada_r32_random.npz")
+    kwargs = {"synthesis_kwargs": settings, "mapping_kwargs": settings}
+    networks = {"G_ema": ("Generator", state)}
+    write_persistent(monkeypatch, tmp_path / "n.pkl", networks, kwargs, lambda path: {})
+    monkeypatch.undo()
+    refused(capsys, tmp_path, tmp_path / "n.pkl")
 
 
 def test_missing_files_and_folders_without_a_model(tmp_path, capsys):
