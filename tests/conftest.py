@@ -1,4 +1,4 @@
-"""A small untrained generator that inverts in milliseconds, and a compilation cache for all tests."""
+"""A small untrained generator that inverts at once, and a compilation cache for all tests."""
 
 import os
 from pathlib import Path

@@ -83,7 +83,7 @@ class Progress:
     def __init__(self, stream=None):
         self._stream = stream or sys.stderr
         self._terminal = self._stream.isatty()
-        self._stage, self._started, self._shown = "", 0.0, 0.0
+        self._stage, self._started, self._shown, self._done = "", 0.0, 0.0, 0
         self._open = False
 
     def __call__(self, stage: str, done: int, total: int) -> None:
@@ -91,11 +91,13 @@ class Progress:
         now = time.monotonic()
         if stage != self._stage:
             self.finish()
-            self._stage, self._started, self._shown = stage, now, now
+            self._stage, self._started, self._shown, self._done = stage, now, now, 0
         interval = 0.1 if self._terminal else 10.0
         if now - self._shown < interval and (done < total or not self._terminal):
             return
-        self._shown = now
+        if not self._terminal and done == self._done:
+            return
+        self._shown, self._done = now, done
         elapsed = max(now - self._started, 1e-9)
         text = f"{stage}: {done}/{total}"
         if 0 < done < total:

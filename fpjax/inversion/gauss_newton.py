@@ -30,6 +30,9 @@ from fpjax.inversion.problem import Problem, noise_ratio
 
 Array = jax.Array
 
+_PRIOR_INFORMATION = 4.0
+"""About a bit whose prior has mean and standard deviation one half."""
+
 
 @dataclasses.dataclass(frozen=True)
 class GaussNewton:
@@ -181,7 +184,10 @@ def decide_bits(soft_bits: np.ndarray, information: np.ndarray) -> np.ndarray:
     array([1, 0], dtype=uint8)
     """
     length = len(soft_bits)
-    covariance = np.linalg.inv(np.asarray(information, np.float64))
+    information = np.asarray(information, np.float64)
+    values, vectors = np.linalg.eigh((information + information.T) / 2)
+    # The prior alone gives at least this much; single precision may lose it.
+    covariance = (vectors / np.maximum(values, _PRIOR_INFORMATION)) @ vectors.T
     mean = np.asarray(soft_bits, np.float64).copy()
     bits = np.zeros(length, np.uint8)
     left = np.ones(length, bool)
