@@ -190,8 +190,7 @@ class StyledConv(nnx.Module):
             x = x + (drawn * self.noise_strength[...]).astype(dtype)
         x = leaky_relu(x + self.bias[...].astype(dtype))
         if self.config.conv_clamp is not None:
-            limit = self.config.conv_clamp * math.sqrt(2)
-            x = jnp.clip(x, -limit, limit)
+            x = jnp.clip(x, -self.config.conv_clamp, self.config.conv_clamp)
         return x
 
 

@@ -1,5 +1,7 @@
 """StyleGAN2 gives the images of two independent implementations, and its derivatives are right."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -226,3 +228,13 @@ def test_polyphase_resampling_is_zero_insertion_convolution_and_filter(fir):
     )
     expected = _filter(dilated, kernel * 4, (1, 1))
     np.testing.assert_allclose(resample.conv2d_up(x, weight, jnp.asarray(fir)), expected, atol=1e-4)
+
+
+def test_conv_clamp_bounds_activations_after_their_gain():
+    """As mixed-precision training applied it; a bound that is never reached changes nothing."""
+    params = stylegan2.init(TINY, jax.random.key(0))
+    w = jax.random.normal(jax.random.key(1), (2, 16))
+    plain = stylegan2.synthesis(TINY, params, w)
+    loose, tight = (dataclasses.replace(TINY, conv_clamp=c) for c in (256.0, 0.5))
+    np.testing.assert_array_equal(stylegan2.synthesis(loose, params, w), plain)
+    assert relative_error(stylegan2.synthesis(tight, params, w), plain) > 0.1
