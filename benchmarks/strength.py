@@ -1,6 +1,6 @@
 """Smallest strength that keeps keys readable: exact keys, bit accuracy and PSNR for each strength.
 
-    python benchmarks/strength.py --strengths 0.4,0.5,0.7,1.0 --num_images 64 --json strength.json
+    python benchmarks/strength.py --strengths 0.2,0.25,0.3 --num_images 64 --json strength.json
 
 Images are the bundled generator's, projected latents, 8-bit; the solver is the default one. Keys
 and latents are the same at every strength.
@@ -20,10 +20,11 @@ from fpjax.cli.demo import psnr_db
 from fpjax.data.files import to_uint8
 from fpjax.inversion.starts import fit_linear_start
 
-_STRENGTHS = flags.DEFINE_list("strengths", ["0.4", "0.5", "0.7", "1.0"], "Strengths to try.")
+_STRENGTHS = flags.DEFINE_list("strengths", ["0.2", "0.25", "0.3"], "Strengths to try.")
 _NUM_IMAGES = flags.DEFINE_integer("num_images", 64, "Images at each strength.")
 _NUM_START = flags.DEFINE_integer("num_start_images", 12_000, "Images for the linear start.")
 _GENERATOR = flags.DEFINE_string("generator", "avatars-stylegan2", "Generator.")
+_LEVELS = flags.DEFINE_enum("levels", "antipodal", ["binary", "antipodal"], "Levels of a bit.")
 _JSON = flags.DEFINE_string("json", None, "File to write the figures to.")
 
 
@@ -37,7 +38,7 @@ def main(argv):
         "strength  exact keys  bit accuracy  by rounding  PSNR (min)   steps  s/image", flush=True
     )
     for strength in map(float, _STRENGTHS.value):
-        scheme = fpjax.Scheme.create(generator, basis, 64, 448, strength)
+        scheme = fpjax.Scheme.create(generator, basis, 64, 448, strength, _LEVELS.value)
         start = fit_linear_start(scheme, jax.random.key(3), _NUM_START.value)
         scheme = scheme.replace(extras=start.to_extras())
         out = fpjax.generate(scheme, jax.random.key(2), keys)
@@ -48,6 +49,7 @@ def main(argv):
         seconds = (time.monotonic() - began) / len(images)
         row = {
             "strength": strength,
+            "levels": _LEVELS.value,
             "num_images": len(images),
             "exact_keys": int((found.keys == keys).all(axis=1).sum()),
             "bit_accuracy": float((found.keys == keys).mean()),

@@ -19,13 +19,16 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _HOME = {
+    "Adam": "fpjax.inversion.adam",
     "Attribution": "fpjax.attribution.decision",
     "Basis": "fpjax.fingerprint.basis",
+    "GaussNewton": "fpjax.inversion.gauss_newton",
     "Generated": "fpjax.fingerprint.scheme",
     "Problem": "fpjax.inversion.problem",
     "Registry": "fpjax.attribution.registry",
     "Scheme": "fpjax.fingerprint.scheme",
     "Solution": "fpjax.inversion.solution",
+    "Status": "fpjax.inversion.solution",
     "Verdict": "fpjax.attribution.decision",
     "attribute": "fpjax.attribution.decision",
     "calibrate": "fpjax.attribution.calibration",
@@ -51,9 +54,11 @@ if TYPE_CHECKING:
     from fpjax.fingerprint.basis import Basis, fit_basis, pca
     from fpjax.fingerprint.keys import sample_keys, secret_keys
     from fpjax.fingerprint.scheme import Generated, Scheme, generate, load_scheme
+    from fpjax.inversion.adam import Adam
     from fpjax.inversion.batching import invert
+    from fpjax.inversion.gauss_newton import GaussNewton
     from fpjax.inversion.problem import Problem
-    from fpjax.inversion.solution import Solution
+    from fpjax.inversion.solution import Solution, Status
     from fpjax.models.diffusion import ddim_sample
     from fpjax.models.generator import load_generator, load_perceptual, load_prior
 

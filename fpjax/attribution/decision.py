@@ -18,7 +18,7 @@ from fpjax.attribution.statistics import NullModel, family_wise, match_tail, nea
 from fpjax.fingerprint.keys import check_keys
 from fpjax.fingerprint.scheme import Scheme
 from fpjax.inversion.batching import invert
-from fpjax.inversion.problem import Problem
+from fpjax.inversion.problem import ROUNDING_STD, Problem
 from fpjax.inversion.solution import Solution, Status
 
 DEFAULT_FALSE_POSITIVE_RATE = 1e-6
@@ -66,7 +66,7 @@ class Attribution:
       keys: (B, L) uint8 decoded bits.
       soft_bits: (B, L) float32; 0.5 is undecided.
       residual: (B,) root-mean-square difference that is left, images in [-1, 1].
-      status: (B,) int32 of `fpjax.inversion.Status`.
+      status: (B,) int32 of `fpjax.Status`.
       solution: the whole `Solution`.
       verdicts: one `Verdict` an image, or None where no registry was given.
     """
@@ -95,19 +95,19 @@ def decide(
       users: N names.
       keys: (N, L) registered bits.
       null: how bits fall on images that carry no key of ours.
-      max_noise_ratio: residual, in units of the noise, up to which the generator explains an image.
+      max_noise_ratio: residual up to which the generator explains an image, in units of 8-bit
+        rounding noise.
       false_positive_rate: family-wise, for one image and all N keys.
 
     Raises:
       ValueError: if the rate is not between 0 and 1, or the keys are not (N, L) bits.
     """
-    if not 0 < false_positive_rate < 1:
-        raise ValueError(f"false_positive_rate {false_positive_rate}: expected between 0 and 1")
+    _check_rate(false_positive_rate)
     length = solution.keys.shape[1]
     keys = check_keys(np.reshape(keys, (len(users), -1)) if len(users) else keys, length)
     verdicts = []
     for i, bits in enumerate(solution.keys):
-        ratio = float(solution.noise_ratio[i])
+        ratio = float(solution.residual[i]) / ROUNDING_STD
         if len(users) == 0:
             reason = Reason.NOBODY_REGISTERED
             if not ratio <= max_noise_ratio:
@@ -134,6 +134,11 @@ def decide(
     return verdicts
 
 
+def _check_rate(rate: float) -> None:
+    if not 0 < rate < 1:
+        raise ValueError(f"false_positive_rate {rate}: expected between 0 and 1")
+
+
 def attribute(
     scheme: Scheme,
     images,
@@ -154,7 +159,8 @@ def attribute(
       false_positive_rate: chance that a keyless image is attributed to anybody at all.
       max_noise_ratio: residual up to which the generator explains an image, in units of 8-bit
         rounding noise; by default the calibrated one.
-      problem, solver: for `invert`; by default pixel loss and Gauss-Newton.
+      problem, solver: for `invert`; by default pixel loss and Gauss-Newton, which are what the
+        null was measured with. With others the stated false-positive rate is not calibrated.
       progress: called with (images finished, images in all).
 
     Returns:
@@ -164,6 +170,9 @@ def attribute(
       ValueError: if the images do not fit the generator or the scheme is not calibrated.
       RegistryError: if the registry belongs to another scheme.
     """
+    _check_rate(false_positive_rate)
+    if problem is not None and problem.scheme.id != scheme.id:
+        raise ValueError("the problem is of another scheme")
     if registry is not None:
         null, calibrated_ratio = calibration_of(scheme)
         if registry.scheme_id != scheme.id:

@@ -19,7 +19,7 @@ def define_flags() -> None:
     """Flags of the command."""
     flags.DEFINE_string("generator", DEFAULT_GENERATOR, "Bundled name or folder of a generator.")
     flags.DEFINE_integer("num_samples", 10_000, "Latents to fit on.", lower_bound=2)
-    flags.DEFINE_integer("seed", 0, "Seed of the latents.")
+    flags.DEFINE_integer("seed", 0, "Seed of the latents.", 0, 2**32 - 1)
     flags.DEFINE_string("out", None, "File to write mean, components and std to (.npz).")
 
 

@@ -84,6 +84,7 @@ class Progress:
         self._stream = stream or sys.stderr
         self._terminal = self._stream.isatty()
         self._stage, self._started, self._shown, self._done = "", 0.0, 0.0, 0
+        self._base = 0
         self._open = False
 
     def __call__(self, stage: str, done: int, total: int) -> None:
@@ -92,6 +93,7 @@ class Progress:
         if stage != self._stage:
             self.finish()
             self._stage, self._started, self._shown, self._done = stage, now, now, 0
+            self._base = done
         interval = 0.1 if self._terminal else 10.0
         if now - self._shown < interval and (done < total or not self._terminal):
             return
@@ -100,18 +102,15 @@ class Progress:
         self._shown, self._done = now, done
         elapsed = max(now - self._started, 1e-9)
         text = f"{stage}: {done}/{total}"
-        if 0 < done < total:
-            text += f", {done / elapsed:.1f}/s, {elapsed * (total - done) / done:.0f} s left"
+        if self._base < done < total:
+            rate = (done - self._base) / elapsed
+            text += f", {rate:.1f}/s, {(total - done) / rate:.0f} s left"
         if self._terminal:
             self._stream.write(f"\r\x1b[2K{text}")
             self._open = True
         else:
             self._stream.write(text + "\n")
         self._stream.flush()
-
-    def stage(self, name: str):
-        """A callback (done, total) for one stage."""
-        return lambda done, total: self(name, done, total)
 
     def finish(self) -> None:
         """Ends the line, so that what is printed next has one of its own."""

@@ -29,7 +29,9 @@ def define_flags() -> None:
     """Flags of the command."""
     flags.DEFINE_string("out", "fpjax-demo", "Folder for the files; an earlier demo is replaced.")
     flags.DEFINE_string("json", None, "File to write the figures to; - for standard output.")
-    flags.DEFINE_integer("seed", 0, "Seed of keys and latents; the same seed repeats the demo.")
+    flags.DEFINE_integer(
+        "seed", 0, "Seed of keys and latents; the same seed repeats the demo.", 0, 2**32 - 1
+    )
 
 
 def psnr_db(a: np.ndarray, b: np.ndarray) -> np.ndarray:

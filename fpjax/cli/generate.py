@@ -12,6 +12,8 @@ from absl import flags
 
 from fpjax.cli import common
 
+_BATCH = 64
+
 
 def define_flags() -> None:
     """Flags of the command."""
@@ -19,7 +21,9 @@ def define_flags() -> None:
     common.define_registry_flag()
     flags.DEFINE_integer("num", 4, "Images to make.", lower_bound=1)
     flags.DEFINE_string("out", "fpjax-images", "Folder to write them to.")
-    flags.DEFINE_integer("seed", None, "Seed of the latents; by default a fresh random one.")
+    flags.DEFINE_integer(
+        "seed", None, "Seed of the latents; by default a fresh random one.", 0, 2**32 - 1
+    )
     flags.DEFINE_enum(
         "alpha",
         "projected",
@@ -51,9 +55,15 @@ def main(arguments: list[str]) -> int:
     clash = [path for path in targets if path.exists()]
     if clash:
         raise common.CommandError(f"{clash[0]} exists already: choose another --out or --seed")
-    keys = np.repeat(key[None], values.num, axis=0)
-    images = generate(scheme, jax.random.key(seed), keys, alpha=values.alpha).images
-    for path, image in zip(targets, to_uint8(np.asarray(images)), strict=True):
-        save_image(path, image)
-        print(path)
+    progress = common.Progress()
+    for first in range(0, values.num, _BATCH):
+        batch = targets[first : first + _BATCH]
+        keys = np.repeat(key[None], len(batch), axis=0)
+        prng_key = jax.random.fold_in(jax.random.key(seed), first)
+        images = generate(scheme, prng_key, keys, alpha=values.alpha).images
+        for path, image in zip(batch, to_uint8(np.asarray(images)), strict=True):
+            save_image(path, image)
+            print(path)
+        progress("generating", first + len(batch), values.num)
+    progress.finish()
     return common.EXIT_OK

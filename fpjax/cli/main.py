@@ -41,7 +41,11 @@ def _help(module, names: list[str]) -> str:
     lines = [module.__doc__.strip(), "", "Flags:"]
     for name in names:
         flag = flags.FLAGS[name]
-        default = f" [default: {flag.default}]" if flag.default not in (None, False) else ""
+        default = (
+            f" [default: {flag.default}]"
+            if flag.default is not None and flag.default is not False
+            else ""
+        )
         lines.append(f"  --{name}")
         lines += textwrap.wrap(
             flag.help + default, 80, initial_indent=" " * 8, subsequent_indent=" " * 8

@@ -37,7 +37,7 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "num_null_images", 256, "Keyless images of each of two kinds.", lower_bound=2
     )
-    flags.DEFINE_integer("seed", 0, "Seed of all draws.")
+    flags.DEFINE_integer("seed", 0, "Seed of all draws.", 0, 2**32 - 1)
 
 
 def main(arguments: list[str]) -> int:

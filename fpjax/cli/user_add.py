@@ -19,7 +19,11 @@ def define_flags() -> None:
     common.define_scheme_flags()
     common.define_registry_flag()
     flags.DEFINE_integer(
-        "minimum_distance", 8, "Bits in which any two keys differ, of a new registry.", 0
+        "minimum_distance",
+        None,
+        "Bits in which any two keys of a new registry differ; by default 8, or a quarter of a "
+        "short key.",
+        0,
     )
 
 
@@ -35,7 +39,9 @@ def main(arguments: list[str]) -> int:
     if os.path.exists(values.registry):
         registry = Registry.open(values.registry, scheme_id=scheme.id)
     else:
-        distance = min(values.minimum_distance, scheme.key_length // 4)
+        distance = values.minimum_distance
+        if distance is None:
+            distance = min(8, scheme.key_length // 4)
         registry = Registry.create(
             values.registry,
             key_length=scheme.key_length,

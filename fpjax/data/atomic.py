@@ -12,7 +12,7 @@ from typing import IO
 
 
 def _umask() -> int:
-    umask = os.umask(0)
+    umask = os.umask(0o077)
     os.umask(umask)
     return umask
 

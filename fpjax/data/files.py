@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+import struct
 from pathlib import Path
 
 import numpy as np
 
 from fpjax.data.atomic import atomic_write
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+
+# What Pillow's decoders raise on damaged files.
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    NotImplementedError,
+    struct.error,
+)
 
 
 class ImageError(ValueError):
@@ -82,13 +97,18 @@ def load_image(path: str | os.PathLike, resolution: int | None = None) -> np.nda
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as picture:
+        # A closed list: other plugins of Pillow start programs or read half of a format.
+        with Image.open(path, formats=_FORMATS) as picture:
             if resolution is not None and picture.size != (resolution, resolution):
                 width, height = picture.size
                 raise ImageError(
                     f"{path}: the image is {width}x{height}, the generator makes "
                     f"{resolution}x{resolution}"
                 )
+            if getattr(picture, "n_frames", 1) > 1:
+                raise ImageError(f"{path}: holds {picture.n_frames} frames, expected one image")
+            if any(";16" in str(tile[3]) for tile in picture.tile):
+                raise ImageError(f"{path}: 16 bits a channel, expected an 8-bit colour image")
             if picture.mode not in ("RGB", "RGBA", "L", "LA", "P"):
                 raise ImageError(f"{path}: mode {picture.mode} is not an 8-bit colour image")
             if "A" in picture.mode or "transparency" in picture.info:
@@ -104,10 +124,5 @@ def load_image(path: str | os.PathLike, resolution: int | None = None) -> np.nda
         raise ImageError(f"{path}: not an image file") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path}: refused, its pixels would not fit in memory") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except _DECODER_ERRORS as error:
         raise ImageError(f"{path}: cannot be read ({error})") from error
-
-
-def stack_images(images: Sequence[np.ndarray]) -> np.ndarray:
-    """Stacks equal-sized (H, W, 3) uint8 images to (N, H, W, 3) float32 in [-1, 1]."""
-    return from_uint8(np.stack(images))

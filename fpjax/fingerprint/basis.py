@@ -10,7 +10,6 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fpjax.models.generator import Generator
@@ -91,6 +90,8 @@ def _sampler(generator: Generator, batch: int):
 
 def sample_latents(generator: Generator, key: jax.Array, num: int, batch: int = 1000) -> np.ndarray:
     """Draws (num, D) natural latents, flattened, a batch at a time through one program."""
+    if num < 1:
+        raise ValueError(f"num {num}: draw at least one latent")
     batch = min(batch, num)
     draw = _sampler(generator, batch)
     count = -(-num // batch)
@@ -110,8 +111,3 @@ def fit_basis(generator: Generator, key: jax.Array, num_samples: int = 10_000) -
       The `Basis`.
     """
     return pca(sample_latents(generator, key, num_samples))
-
-
-def reconstruct(basis: Basis, coordinates: jax.Array) -> jax.Array:
-    """Latents (B, D) of coordinates (B, K) along the components."""
-    return jnp.asarray(basis.mean) + coordinates @ jnp.asarray(basis.components)

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import operator
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,6 +66,10 @@ class Scheme:
     notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
+        # NumPy's numbers would not go into JSON.
+        object.__setattr__(self, "key_length", operator.index(self.key_length))
+        object.__setattr__(self, "shift", operator.index(self.shift))
+        object.__setattr__(self, "strength", float(self.strength))
         directions = len(self.basis)
         if self.key_length < 1 or self.shift < 0 or self.shift + self.key_length > directions:
             raise ValueError(
@@ -214,6 +219,7 @@ class Scheme:
         arrays |= {f"extras/{name}": np.asarray(array) for name, array in self.extras.items()}
         header = {"format_version": FORMAT_VERSION, "scheme_id": self.id, **self._header()}
         header["notes"] = dict(self.notes)
+        header["extras_sha256"] = _extras_sha256(self.extras, self.notes)
         with atomic_directory(path) as folder:
             text = json.dumps(header, indent=2, allow_nan=False) + "\n"
             (folder / "scheme.json").write_text(text, "utf-8")
@@ -272,7 +278,19 @@ class Scheme:
             raise SchemeError(f"{path}: damaged ({error})") from error
         if scheme.id != header["scheme_id"]:
             raise SchemeError(f"{path}: damaged (its contents do not give its recorded identity)")
+        if _extras_sha256(scheme.extras, scheme.notes) != header.get("extras_sha256"):
+            raise SchemeError(f"{path}: damaged (its calibration is not the recorded one)")
         return scheme
+
+
+def _extras_sha256(extras: Mapping[str, np.ndarray], notes: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(canonical_json(notes).encode())
+    for name in sorted(extras):
+        array = np.asarray(extras[name])
+        array = array.astype(array.dtype.newbyteorder("<"))
+        digest.update(canonical_json([name, list(array.shape), array.dtype.str]).encode())
+        digest.update(np.array(array, order="C").tobytes())
+    return digest.hexdigest()
 
 
 def _read_header(path: Path) -> dict[str, Any]:
@@ -374,6 +392,8 @@ def generate(
       ValueError: if the keys are not (B, L) bits.
     """
     keys = check_keys(keys, scheme.key_length)
+    if len(keys) == 0:
+        raise ValueError("no keys: one image is generated for each key")
     generator, originals = scheme.generator, None
     if alpha == "projected":
         natural = generator.sample_latents(generator.params, key, len(keys))

@@ -35,6 +35,12 @@ class Adam:
     decay: float = 1e-3
     seed: int = 0
 
+    def __post_init__(self):
+        if self.num_steps < 1 or self.num_starts < 1:
+            raise ValueError(
+                f"num_steps {self.num_steps}, num_starts {self.num_starts}: expected at least 1"
+            )
+
     @classmethod
     def paper(cls) -> Adam:
         """The published settings: 20 starts of 2000 steps."""

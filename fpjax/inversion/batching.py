@@ -54,6 +54,14 @@ def invert(
       ValueError: if the images do not fit the generator, or Gauss-Newton has nowhere to start.
     """
     solver = GaussNewton() if solver is None else solver
+    if isinstance(solver, GaussNewton) and (
+        problem.loss != "pixel" or problem.key != "relaxed" or problem.alpha_penalty == "bounds"
+    ):
+        raise ValueError(
+            "Gauss-Newton minimises squared pixel differences with Gaussian priors: it needs "
+            "loss='pixel', key='relaxed' and alpha_penalty 'gaussian' or 'none'; use Adam() for "
+            f"loss={problem.loss!r}, key={problem.key!r}, alpha_penalty={problem.alpha_penalty!r}"
+        )
     images = _check_images(problem, images)
     if len(images) == 0:
         return _empty(problem)
@@ -110,7 +118,9 @@ def _chunk_size(problem: Problem, solver, lanes: int, memory: int) -> int:
         per_lane = 4 * side * side * (3 * 6 + 256) * problem.num_unknowns
         if jax.default_backend() == "cpu":
             return 1  # the tangents of one image fill the cores; more would only be padding
-    return int(max(1, min(lanes, memory // per_lane)))
+    # Powers of two, so that batches of many sizes share a few programs.
+    wanted = 1 << (lanes - 1).bit_length()
+    return int(max(1, min(wanted, memory // per_lane)))
 
 
 def _padded(rows: np.ndarray, size: int) -> np.ndarray:
@@ -193,7 +203,8 @@ def _run_gauss_newton(problem, solver, images, starts, memory, progress) -> Solu
 def _lane_status(solver: GaussNewton, before: float, lane, steps: int) -> int:
     """Status after a step, or -1 to go on."""
     decrease = 1 - lane.cost / before
-    if lane.ratio <= solver.solved_ratio and min(decrease, lane.recent) <= solver.tolerance:
+    at_floor = lane.ratio <= solver.floor_ratio and lane.recent <= solver.tolerance
+    if at_floor or (lane.ratio <= solver.solved_ratio and decrease <= solver.tolerance):
         return Status.SOLVED
     hopeless = (
         steps >= solver.hopeless_after and lane.ratio > solver.hopeless_ratio and decrease < 0.75

@@ -30,6 +30,9 @@ from fpjax.inversion.problem import Problem, noise_ratio
 
 Array = jax.Array
 
+_JITTER = 2e-6
+"""Added to scaled curvatures (unit diagonal): what single precision cannot tell from zero."""
+
 _PRIOR_INFORMATION = 4.0
 """About a bit whose prior has mean and standard deviation one half."""
 
@@ -41,7 +44,10 @@ class GaussNewton:
     Attributes:
       max_steps: Jacobians an image may cost.
       inner_steps: steps taken with each Jacobian, updating it; at least 2.
-      solved_ratio: residual, in units of the expected noise, at which an image may be solved.
+      solved_ratio: residual, in units of the expected noise, up to which an image that has
+        converged is solved.
+      floor_ratio: residual at which it is at the floor: the inner steps alone then tell whether it
+        has converged, and no further Jacobian is spent on it.
       tolerance: relative decrease of the cost in a step, below which an image has converged.
       hopeless_ratio, hopeless_after: an image whose residual is still above this ratio after this
         many steps, and not shrinking by half in a step, has converged: nothing here explains it.
@@ -50,9 +56,17 @@ class GaussNewton:
     max_steps: int = 10
     inner_steps: int = 16
     solved_ratio: float = 1.3
+    floor_ratio: float = 1.0
     tolerance: float = 0.02
     hopeless_ratio: float = 25.0
     hopeless_after: int = 3
+
+    def __post_init__(self):
+        if self.max_steps < 1 or self.inner_steps < 2:
+            raise ValueError(
+                f"max_steps {self.max_steps}, inner_steps {self.inner_steps}: expected at least 1 "
+                "and 2"
+            )
 
 
 class Lane(NamedTuple):
@@ -109,7 +123,8 @@ def step(problem: Problem, settings: GaussNewton, params, lane: Lane, target: Ar
         curvature = jacobian @ jacobian.T + jnp.diag(precision * (1 + damping * excess))
         scale = jax.lax.rsqrt(jnp.diag(curvature))
         gradient = jacobian @ residual + precision * (unknowns - mean)
-        factor = cho_factor(curvature * scale[:, None] * scale)
+        scaled = curvature * scale[:, None] * scale
+        factor = cho_factor(scaled + _JITTER * jnp.eye(len(scale)))
         moved = problem.clip(unknowns - scale * cho_solve(factor, scale * gradient))
         new_residual, new_cost = _objective(problem, params, moved, target)
 
@@ -142,7 +157,7 @@ def step(problem: Problem, settings: GaussNewton, params, lane: Lane, target: Ar
 def _schur(curvature: Array, num_alpha: int) -> Array:
     """Curvature of the key with alpha profiled out: S = H_kk - H_ka H_aa^-1 H_ak, (L, L)."""
     scale = jax.lax.rsqrt(jnp.diag(curvature))
-    scaled = curvature * scale[:, None] * scale
+    scaled = curvature * scale[:, None] * scale + _JITTER * jnp.eye(len(scale))
     factor = jnp.linalg.cholesky(scaled[:num_alpha, :num_alpha])
     half = solve_triangular(factor, scaled[:num_alpha, num_alpha:], lower=True)
     schur = scaled[num_alpha:, num_alpha:] - half.T @ half

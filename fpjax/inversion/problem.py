@@ -27,7 +27,14 @@ ROUNDING_STD = 2 / 255 / math.sqrt(12)
 _SATURATED = 1 - 1 / 255
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+def _censored_difference(images: Array, targets: Array) -> Array:
+    """Differences of pixels; overshooting a saturated target counts as none."""
+    difference = images - targets
+    difference = jnp.where(targets >= _SATURATED, jnp.minimum(difference, 0), difference)
+    return jnp.where(targets <= -_SATURATED, jnp.maximum(difference, 0), difference)
+
+
+@dataclasses.dataclass(frozen=True)
 class Problem:
     """What is minimised.
 
@@ -39,7 +46,7 @@ class Problem:
       key: "sigmoid" writes levels as a sigmoid of kappa; "relaxed" lets levels be real numbers with
         a Gaussian prior around the middle of the two levels, bounded to at most one spacing beyond
         them.
-      penalty_weight: weight of the bounds penalty.
+      penalty_weight: weight of either penalty in `loss_per_image`.
       prior_scale: widening of the Gaussian prior, for latents with heavier tails than normal.
       noise_std: standard deviation of the pixel noise that is expected, images in [-1, 1].
     """
@@ -148,9 +155,7 @@ class Problem:
                 self._lpips, jnp.clip(images, -1, 1)
             ) - perceptual.lpips_features(self._lpips, targets)
             return difference.reshape(images.shape[0], -1)
-        difference = images - targets
-        difference = jnp.where(targets >= _SATURATED, jnp.minimum(difference, 0), difference)
-        difference = jnp.where(targets <= -_SATURATED, jnp.maximum(difference, 0), difference)
+        difference = _censored_difference(images, targets)
         return difference.reshape(images.shape[0], -1) / self.noise_std
 
     def loss_per_image(self, params, unknowns: Array, targets: Array) -> Array:
@@ -177,12 +182,12 @@ class Problem:
 
 
 def noise_ratio(problem: Problem, params, unknowns: Array, targets: Array) -> Array:
-    """Root-mean-square residual over the pixels that are not saturated, in units of `noise_std`.
+    """Root-mean-square residual over the pixels that say something, in units of `noise_std`.
 
-    1 means that nothing but the expected noise is left; (B,).
+    Those are all but the saturated ones that the generator overshoots. 1 means that nothing but
+    the expected noise is left; (B,).
     """
-    images = problem.images(params, unknowns)
-    inside = jnp.abs(targets) < _SATURATED
-    error = jnp.where(inside, (images - targets) / problem.noise_std, 0.0)
-    count = jnp.maximum(inside.sum(axis=(1, 2, 3)), 1)
+    error = _censored_difference(problem.images(params, unknowns), targets) / problem.noise_std
+    counted = (jnp.abs(targets) < _SATURATED) | (error != 0)
+    count = jnp.maximum(counted.sum(axis=(1, 2, 3)), 1)
     return jnp.sqrt((error**2).sum(axis=(1, 2, 3)) / count)

@@ -98,7 +98,7 @@ def config_from_json(config_class: type, values: Mapping[str, Any]) -> Any:
 
     try:
         return config_class(**{name: tuples(value) for name, value in values.items()})
-    except TypeError as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise CheckpointFormatError(
             f"config.json does not describe a {config_class.__name__}: {error}"
         ) from error
@@ -180,6 +180,8 @@ def read_header(path: str | os.PathLike) -> dict[str, Any]:
         header
     ):
         raise CheckpointFormatError(f"{file}: not the config of an fpjax checkpoint")
+    if not isinstance(header["architecture"], str) or not isinstance(header["config"], dict):
+        raise CheckpointFormatError(f"{file}: damaged (architecture or config of the wrong type)")
     if header["format_version"] != FORMAT_VERSION:
         raise CheckpointFormatError(
             f"{file}: format version {header['format_version']}, this fpjax reads {FORMAT_VERSION}"

@@ -65,6 +65,10 @@ class StyleGAN2Config:
             raise ValueError(
                 f"resolution {self.resolution}: StyleGAN2 needs a power of two from 8 to 1024"
             )
+        for name in ("z_dim", "w_dim", "num_mapping_layers"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} {value!r}: expected a positive whole number")
         if len(self.fir) != 4:
             raise ValueError(f"fir has {len(self.fir)} taps: the resampling filter needs 4")
         if self.dtype not in ("float32", "bfloat16"):

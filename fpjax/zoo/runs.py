@@ -31,10 +31,10 @@ def restore_or_init(manager, config: gan.GANConfig) -> gan.State:
     return manager.restore(step, args=ocp.args.StandardRestore(target))
 
 
-def sample_grid(config: gan.GANConfig, params, *, columns: int = 8, truncation_psi: float = 1.0):
+def sample_grid(config: gan.GANConfig, params, *, columns: int = 8) -> np.ndarray:
     """A grid (columns * R, columns * R, 3) uint8 of the same latents at every call."""
     z = jax.random.normal(jax.random.key(7), (columns**2, config.model.z_dim))
-    w = stylegan2.mapping(config.model, params, z, truncation_psi=truncation_psi)
+    w = stylegan2.mapping(config.model, params, z)
     images = stylegan2.synthesis(config.model, params, w)
     return image_grid(to_uint8(np.asarray(images)), columns)
 

@@ -8,7 +8,6 @@ Sample grids of the averaged generator are written to `OUT/samples/`, progress t
 from __future__ import annotations
 
 import json
-import os
 import signal
 import time
 from pathlib import Path
@@ -19,14 +18,15 @@ from absl import app, flags, logging
 
 from fpjax.zoo import gan, recipes, runs
 
-_OUT = flags.DEFINE_string("out", "runs/avatars", "Folder of the run.")
-_DATA = flags.DEFINE_string("data", None, "Folder of the data set [default: OUT/data].")
-_RECIPE = flags.DEFINE_enum(
-    "recipe", "avatars-stylegan2", sorted(recipes.RECIPES), "What to train."
-)
-_IMAGES = flags.DEFINE_integer("images", None, "Length of the run in images [default: recipe's].")
-_CHECKPOINT_STEPS = flags.DEFINE_integer("checkpoint_steps", 500, "Steps between two checkpoints.")
-_LOG_STEPS = flags.DEFINE_integer("log_steps", 50, "Steps between two lines of progress.")
+
+def define_flags() -> None:
+    """Flags of the program; defined only when it runs, so that the module can be imported."""
+    flags.DEFINE_string("out", "runs/avatars", "Folder of the run.")
+    flags.DEFINE_string("data", None, "Folder of the data set [default: OUT/data].")
+    flags.DEFINE_enum("recipe", "avatars-stylegan2", sorted(recipes.RECIPES), "What to train.")
+    flags.DEFINE_integer("images", None, "Length of the run in images [default: the recipe's].")
+    flags.DEFINE_integer("checkpoint_steps", 500, "Steps between two checkpoints.")
+    flags.DEFINE_integer("log_steps", 50, "Steps between two lines of progress.")
 
 
 def batch_at(images: np.ndarray, config: gan.GANConfig, step: int) -> np.ndarray:
@@ -57,9 +57,11 @@ def train(config: gan.GANConfig, images: np.ndarray, out: Path, *, checkpoint_st
     if first:
         logging.info("continuing from step %d of %d", first, config.total_steps)
     started, penalty = time.monotonic(), 0.0
-    # A background job may have SIGINT ignored; both signals save before they stop the run.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    # Noted and acted on between steps, when the state is whole. (Set here because a background
+    # job may have been started with SIGINT ignored.)
+    asked: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda n, frame: asked.append(n)) for number in numbers]
     try:
         while step < config.total_steps:
             real = jnp.asarray(batch_at(images, config, step))
@@ -82,20 +84,16 @@ def train(config: gan.GANConfig, images: np.ndarray, out: Path, *, checkpoint_st
                 )
                 with open(out / "train.jsonl", "a") as log:
                     log.write(json.dumps({"step": step, "images_per_s": rate, **values}) + "\n")
-            if step % checkpoint_steps == 0 or step == config.total_steps:
+            if asked or step % checkpoint_steps == 0 or step == config.total_steps:
                 runs.save(manager, config, state, step, out)
-    except KeyboardInterrupt:
-        runs.save(manager, config, state, step, out)
-        logging.info("stopped at step %d; start again to continue", step)
-        raise SystemExit(130) from None
+            if asked:
+                logging.info("stopped at step %d; start again to continue", step)
+                raise SystemExit(128 + asked[0])
     finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
         manager.close()
     return state
-
-
-def _interrupt(number, frame):
-    del number, frame
-    raise KeyboardInterrupt
 
 
 def main(argv):
@@ -104,21 +102,17 @@ def main(argv):
     from fpjax.data.open_peeps import load_open_peeps
 
     logging.set_verbosity(logging.INFO)
-    config = recipes.RECIPES[_RECIPE.value]
-    if _IMAGES.value:
-        config = recipes.with_length(config, _IMAGES.value)
-    out = Path(_OUT.value)
-    data = Path(_DATA.value) if _DATA.value else out / "data"
+    values = flags.FLAGS
+    config = recipes.RECIPES[values.recipe]
+    if values.images:
+        config = recipes.with_length(config, values.images)
+    out = Path(values.out)
+    data = Path(values.data) if values.data else out / "data"
     images = load_open_peeps(data, "train", config.model.resolution)
-    train(
-        config,
-        images,
-        out,
-        checkpoint_steps=_CHECKPOINT_STEPS.value,
-        log_steps=_LOG_STEPS.value,
-    )
+    steps = {"checkpoint_steps": values.checkpoint_steps, "log_steps": values.log_steps}
+    train(config, images, out, **steps)
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    define_flags()
     app.run(main)

@@ -6,6 +6,7 @@ import pytest
 from fpjax.attribution.decision import Reason, attribute, calibration_of, decide
 from fpjax.attribution.registry import Registry, RegistryError
 from fpjax.attribution.statistics import NullModel
+from fpjax.inversion.problem import ROUNDING_STD
 from fpjax.inversion.solution import Solution, Status
 
 LENGTH = 64
@@ -19,7 +20,7 @@ def _solution(keys, ratio=1.0, status=Status.SOLVED):
         keys=keys,
         soft_bits=keys.astype(np.float32),
         alpha=np.zeros((count, 4), np.float32),
-        residual=full(0.002, np.float32),
+        residual=full(ratio * ROUNDING_STD, np.float32),
         noise_ratio=full(ratio, np.float32),
         loss=full(1.0, np.float32),
         steps=full(3, np.int32),

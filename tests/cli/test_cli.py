@@ -173,8 +173,17 @@ def test_ctrl_c_is_one_line_and_exit_code_130(monkeypatch, capsys):
     assert capsys.readouterr().err == "fpjax: interrupted\n"
 
 
-def test_the_console_script_is_installed():
-    printed = subprocess.run(
-        [sys.executable, "-m", "fpjax.cli.main", "--version"], capture_output=True, check=True
+def test_the_console_scripts_are_installed_with_the_bundled_model(tmp_path):
+    """From another folder, so that the installed package answers and not the checkout."""
+    scripts = Path(sys.executable).parent
+    for arguments in (["fpjax", "--version"], ["fpjax", "user", "list", "--help"]):
+        command = [scripts / arguments[0], *arguments[1:]]
+        subprocess.run(command, capture_output=True, check=True, cwd=tmp_path)
+    subprocess.run(
+        [scripts / "fpjax-convert", "--help"], capture_output=True, check=True, cwd=tmp_path
     )
-    assert printed.stdout.startswith(b"fpjax ")
+    code = "import fpjax; print(fpjax.load_scheme('avatars-stylegan2').id)"
+    environment = {name: v for name, v in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=True, cwd=tmp_path, env=environment
+    )

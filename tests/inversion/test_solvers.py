@@ -194,3 +194,45 @@ def test_chunks_shrink_to_the_memory_budget(tiny_scheme):
     small = batching._chunk_size(problem, solver, 1000, 1 << 24)
     assert large > small >= 1
     assert batching._chunk_size(problem, solver, 1000, 1) == 1
+
+
+def test_full_chunks_with_padding_compute_what_single_lanes_do(
+    calibrated_scheme, tiny_images, monkeypatch
+):
+    """As on an accelerator: three lanes at a time, so that five images need padding."""
+    problem = Problem(calibrated_scheme)
+    alone = invert(problem, tiny_images[0][:5])
+    monkeypatch.setattr(batching, "_chunk_size", lambda *arguments: 3)
+    together = invert(problem, tiny_images[0][:5])
+    np.testing.assert_array_equal(alone.keys, together.keys)
+    # Batched products are summed in another order, and a stop may come a step later.
+    np.testing.assert_allclose(alone.soft_bits, together.soft_bits, atol=0.02)
+
+
+def test_a_second_call_of_attribute_compiles_nothing(calibrated_scheme, tiny_images):
+    from fpjax.attribution.decision import attribute
+
+    attribute(calibrated_scheme, tiny_images[0][:2])
+    before = gauss_newton.run_chunk._cache_size()
+    attribute(calibrated_scheme, tiny_images[0][2:5])
+    assert gauss_newton.run_chunk._cache_size() == before
+
+
+def test_black_and_white_noise_is_not_explained_by_overshooting(calibrated_scheme):
+    """Every pixel is saturated; what falls short of its target must still count."""
+    noise = np.random.default_rng(0).integers(0, 2, (2, 16, 16, 3)).astype(np.uint8) * 255
+    found = invert(Problem(calibrated_scheme), noise)
+    assert (found.noise_ratio > 5).all() and (found.status != Status.SOLVED).all()
+
+
+def test_gauss_newton_refuses_problems_that_it_would_change(tiny_scheme, tiny_images):
+    for changes in ({"key": "sigmoid"}, {"alpha_penalty": "bounds"}):
+        with pytest.raises(ValueError, match=r"use Adam\(\)"):
+            invert(Problem(tiny_scheme, **changes), tiny_images[0], GaussNewton())
+
+
+def test_settings_that_do_nothing_are_refused():
+    with pytest.raises(ValueError, match="at least 1"):
+        Adam(num_steps=0)
+    with pytest.raises(ValueError, match="at least 1"):
+        GaussNewton(inner_steps=1)

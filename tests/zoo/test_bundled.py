@@ -1,5 +1,8 @@
 """What ships in the package: sizes, licences, and a scheme that fits its generator."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 
@@ -8,6 +11,8 @@ from fpjax import zoo
 from fpjax.attribution.calibration import keyless_images
 from fpjax.attribution.decision import calibration_of
 from fpjax.data.files import load_image
+from fpjax.models.checkpoint import canonical_json
+from fpjax.zoo.recipes import RECIPES
 
 NAME = "avatars-stylegan2"
 
@@ -32,6 +37,12 @@ def test_the_scheme_has_the_published_shape_and_is_calibrated(scheme):
     null, threshold = calibration_of(scheme)
     assert null.length == 64 and 1 < threshold < 100
     assert scheme.extras["linear_start/weight"].shape == (3072, 512)
+    assert scheme.notes["calibration"]["num_null_images"] >= 128
+
+
+def test_the_weights_were_made_by_the_recipe_in_the_project(scheme):
+    recipe = dataclasses.asdict(RECIPES[NAME])
+    assert scheme.generator.info["recipe"] == json.loads(canonical_json(recipe))
 
 
 def test_generated_images_are_pictures_on_white(scheme):
