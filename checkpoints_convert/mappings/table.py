@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fpjax.models.checkpoint import flatten, unflatten
+
 Transform = Callable[[np.ndarray], Any]
 
 _MAX_NAMES_IN_MESSAGE = 12
@@ -296,37 +298,6 @@ def under(rules: Iterable[Rule], source: str, target: str) -> list[Rule]:
         paths = tuple(target + path for path in (targets if several else (targets,)))
         moved.append(Rule(f"{source}(?:{pattern})", paths if several else paths[0], transform))
     return moved
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings to one mapping with "/"-joined paths; leaves are left alone.
-
-    >>> flatten({"a": {"b": 1, "c": 2}})
-    {'a/b': 1, 'a/c': 2}
-    """
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{name}/"))
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Nest a mapping with "/"-joined paths; the inverse of `flatten`.
-
-    >>> unflatten({"a/b": 1, "a/c": 2})
-    {'a': {'b': 1, 'c': 2}}
-    """
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = value
-    return tree
 
 
 def as_numpy(tensor: Any) -> np.ndarray:

@@ -1,7 +1,7 @@
 """One call for every solver: lanes of images and starts, in chunks that fit a memory budget.
 
-A lane is one image from one start. Lanes are advanced a chunk at a time through one compiled
-program; those that are finished leave, and the rest are packed together again.
+A lane is one image from one start. A chunk of lanes is advanced at a time through one compiled
+program; lanes that are finished leave it, and waiting ones take their places.
 """
 
 from __future__ import annotations
@@ -139,6 +139,8 @@ def _run_gauss_newton(problem, solver, images, starts, memory, progress) -> Solu
     flat_starts = starts.reshape(lanes, -1)
 
     def advance(rows, first):
+        if len(rows) == 0:
+            return
         rows_in = _padded(rows, size)
         targets = jnp.asarray(images[image_of[rows_in]])
         if first:
@@ -156,29 +158,27 @@ def _run_gauss_newton(problem, solver, images, starts, memory, progress) -> Solu
                 steps[lane] += 1
                 status[lane] = _lane_status(solver, before, state[lane], steps[lane])
 
-    def chunks(rows):
-        return [rows[i : i + size] for i in range(0, len(rows), size)]
-
-    for rows in chunks(np.arange(lanes)):
-        advance(rows, True)
-    while True:
-        active = np.flatnonzero(status < 0)
-        if len(active) == 0:
-            break
-        for rows in chunks(active):
-            advance(rows, False)
-            # An image that one start has solved needs no other.
-            solved = np.isin(image_of, image_of[status == Status.SOLVED])
-            status[solved & (status < 0)] = Status.MAX_STEPS
-            if progress is not None:
-                busy = len(np.unique(image_of[status < 0]))
-                progress(count - busy, count)
-    costs = np.array([lane.cost for lane in state]).reshape(count, num_starts)
+    # The first unfinished lanes are the chunk: places that become free are filled from behind.
+    while (unfinished := np.flatnonzero(status < 0)).size:
+        rows = unfinished[:size]
+        fresh = np.array([row for row in rows if state[row] is None], int)
+        if fresh.size:
+            advance(fresh, True)
+        advance(rows[status[rows] < 0], False)
+        # An image that one start has solved needs no other.
+        solved = np.isin(image_of, image_of[status == Status.SOLVED])
+        status[solved & (status < 0)] = Status.MAX_STEPS
+        if progress is not None:
+            progress(count - len(np.unique(image_of[status < 0])), count)
+    # Lanes that never ran (another start of their image was solved first) cannot win.
+    costs = np.array([np.inf if lane is None else lane.cost for lane in state])
+    costs = costs.reshape(count, num_starts)
     costs = np.where(np.isfinite(costs), costs, np.inf)
     winners = np.arange(count) * num_starts + costs.argmin(axis=1)
     best = jax.tree.map(lambda *x: np.stack(x), *(state[i] for i in winners))
     soft_bits = np.asarray(problem.bits(jnp.asarray(best.unknowns)), np.float32)
     _, half = problem.level_centre_and_half_width
+    # An image with values that are not finite was never linearised and has no information.
     keys = np.stack(
         [
             gauss_newton.decide_bits(bits, information * (2 * half) ** 2)

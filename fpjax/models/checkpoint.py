@@ -31,20 +31,24 @@ class CheckpointFormatError(ValueError):
     """A folder that is no fpjax checkpoint, or a damaged one."""
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
-    """Leaves of a nested dict by "/"-joined path, sorted.
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves of a nested dict by "/"-joined path, sorted; the leaves are left alone.
 
     >>> flatten({"b": {"c": np.ones(2)}, "a": np.zeros(3)}).keys()
     dict_keys(['a', 'b/c'])
     """
-    leaves: dict[str, np.ndarray] = {}
+    leaves: dict[str, Any] = {}
     for name in sorted(tree):
         value = tree[name]
         if isinstance(value, Mapping):
             leaves.update(flatten(value, f"{prefix}{name}/"))
         else:
-            leaves[prefix + name] = np.asarray(value)
+            leaves[prefix + name] = value
     return leaves
+
+
+def _arrays(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
 
 
 def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,7 +79,7 @@ def params_sha256(architecture: str, config: Mapping[str, Any], params: Mapping[
     """
     digest = hashlib.sha256()
     digest.update(canonical_json([architecture, config]).encode())
-    for path, leaf in flatten(params).items():
+    for path, leaf in _arrays(params).items():
         digest.update(canonical_json([path, list(leaf.shape)]).encode())
         digest.update(np.ascontiguousarray(leaf, dtype="<f4").tobytes())
     return digest.hexdigest()
@@ -128,7 +132,7 @@ def save_checkpoint(
     """
     from safetensors.numpy import save_file
 
-    leaves = flatten(params)
+    leaves = _arrays(params)
     if dtype is not None:
         leaves = {
             name: leaf.astype(dtype) if np.issubdtype(leaf.dtype, np.floating) else leaf
@@ -219,7 +223,7 @@ def load_leaves(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
     try:
         with orbax.checkpoint.PyTreeCheckpointer() as checkpointer:
-            return flatten(checkpointer.restore(folder.absolute()))
+            return _arrays(checkpointer.restore(folder.absolute()))
     except (ValueError, KeyError, TypeError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointFormatError(f"{folder}: damaged ({reason})") from error
@@ -236,7 +240,7 @@ def load_params(path: str | os.PathLike, shapes: Mapping[str, Any]) -> dict[str,
       CheckpointFormatError: naming what is missing, unexpected or of another shape.
     """
     leaves = load_leaves(path)
-    expected = {name: tuple(leaf.shape) for name, leaf in _flatten_shapes(shapes).items()}
+    expected = {name: tuple(leaf.shape) for name, leaf in flatten(shapes).items()}
     problems = [f"{name} is missing" for name in sorted(expected.keys() - leaves.keys())]
     problems += [f"{name} is unexpected" for name in sorted(leaves.keys() - expected.keys())]
     problems += [
@@ -248,13 +252,3 @@ def load_params(path: str | os.PathLike, shapes: Mapping[str, Any]) -> dict[str,
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise CheckpointFormatError(f"{path}: {'; '.join(problems[:5])}{more}")
     return unflatten({name: leaf.astype(np.float32) for name, leaf in leaves.items()})
-
-
-def _flatten_shapes(tree, prefix=""):
-    leaves = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            leaves.update(_flatten_shapes(value, f"{prefix}{name}/"))
-        else:
-            leaves[prefix + name] = value
-    return leaves

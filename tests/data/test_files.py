@@ -86,7 +86,7 @@ def _missing(path):
         (_empty, "not an image file"),
         (_directory, "cannot be read"),
         (_too_large, "the image is 16x16, the generator makes 8x8"),
-        (_sixteen_bit, "not an 8-bit colour image"),
+        (_sixteen_bit, "8-bit colour image"),
         (_transparent, "transparent"),
         (_missing, "no such file"),
     ],

@@ -139,7 +139,7 @@ def test_no_solver_is_given_the_key():
 def test_decision_feedback_beats_rounding_when_errors_are_correlated():
     rng = np.random.default_rng(0)
     length, trials = 16, 300
-    factor = rng.standard_normal((length, length)) * 0.15 + np.eye(length) * 0.1
+    factor = rng.standard_normal((length, length)) * 0.05 + np.eye(length) * 0.05
     covariance = factor @ factor.T
     information = np.linalg.inv(covariance)
     wrong_rounding = wrong_feedback = 0
