@@ -1,7 +1,8 @@
 """Turns a finished training run into a bundled model: weights, model card, grid, foreign images.
 
-python -m fpjax.zoo.release --run runs/avatars --out fpjax/zoo/models/avatars-stylegan2
-fpjax scheme create --out fpjax/zoo/models/avatars-stylegan2/scheme --strength ...
+    python -m fpjax.zoo.release --run runs/avatars --out fpjax/zoo/models/avatars-stylegan2
+
+The model card that it writes names the command that made the ready-made scheme.
 """
 
 from __future__ import annotations
@@ -102,6 +103,7 @@ Made with
 
     python -m fpjax.zoo.train --out runs/avatars
     python -m fpjax.zoo.release --run runs/avatars --out {name}
+    fpjax scheme create --out {name}/scheme --strength 0.35 --levels antipodal --num_null_images 128
 
 The shipped run was interrupted, killed and resumed several times, as the recipe allows; its first
 16,000 images were seen with R1 gamma 0.02, before gamma was raised.
