@@ -1,4 +1,4 @@
-"""Names and folders to models: bundled generators, converted checkpoints, people's own functions."""
+"""Names and folders to models: bundled generators, converted checkpoints, a person's own."""
 
 from __future__ import annotations
 
