@@ -15,7 +15,7 @@ from tests.checkpoints_convert.foreign import (
     to_tensorflow,
     write_tensorflow,
 )
-from tests.fixtures import relative_error
+from tests.reference import relative_error
 
 # The bound of every parity test: 1e-4 of the images' standard deviation, in float32.
 BOUND = 1e-4

@@ -11,7 +11,7 @@ from jax.test_util import check_grads
 from checkpoints_convert.mappings import nvidia, rosinality
 from fpjax.models import resample, stylegan2
 from fpjax.models.stylegan2 import StyleGAN2Config
-from tests.fixtures import fixture, relative_error
+from tests.reference import fixture, relative_error
 
 # The bound of every parity test here: 1e-4 of the output's standard deviation, in float32.
 BOUND = 1e-4

@@ -21,7 +21,7 @@ from fpjax.perceptual import (
     vgg16_features,
     vgg16_shapes,
 )
-from tests.fixtures import relative_error
+from tests.reference import relative_error
 
 NETS = {
     "vgg16": (init_vgg16, vgg16_features, vgg16_shapes, 16),

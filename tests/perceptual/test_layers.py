@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 from fpjax.perceptual import _layers
-from tests.fixtures import relative_error
+from tests.reference import relative_error
 
 
 @pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (1, 7), (2, 4)])

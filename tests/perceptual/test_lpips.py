@@ -11,7 +11,7 @@ from jax.test_util import check_grads
 from PIL import Image
 
 from fpjax.perceptual import init_lpips, load_lpips, lpips, lpips_features
-from tests.fixtures import fixture, relative_error
+from tests.reference import fixture, relative_error
 
 NETS = ("vgg", "alex")
 SMALLEST = {"vgg": 16, "alex": 31}  # Pixels a side; derivatives compile and run fastest here.
