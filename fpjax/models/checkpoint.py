@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from fpjax.data.atomic import atomic_directory
+from fpjax.models.parameters import flatten, mismatches, unflatten
 
 FORMAT_VERSION = 1
 
@@ -31,40 +32,8 @@ class CheckpointFormatError(ValueError):
     """A folder that is no fpjax checkpoint, or a damaged one."""
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves of a nested dict by "/"-joined path, sorted; the leaves are left alone.
-
-    >>> flatten({"b": {"c": np.ones(2)}, "a": np.zeros(3)}).keys()
-    dict_keys(['a', 'b/c'])
-    """
-    leaves: dict[str, Any] = {}
-    for name in sorted(tree):
-        value = tree[name]
-        if isinstance(value, Mapping):
-            leaves.update(flatten(value, f"{prefix}{name}/"))
-        else:
-            leaves[prefix + name] = value
-    return leaves
-
-
 def _arrays(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
-
-
-def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The nested dict of "/"-joined paths; the inverse of `flatten`.
-
-    >>> unflatten({"a": 1, "b/c": 2})
-    {'a': 1, 'b': {'c': 2}}
-    """
-    tree: dict[str, Any] = {}
-    for path, value in leaves.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = value
-    return tree
 
 
 def canonical_json(value: Any) -> str:
@@ -240,15 +209,7 @@ def load_params(path: str | os.PathLike, shapes: Mapping[str, Any]) -> dict[str,
       CheckpointFormatError: naming what is missing, unexpected or of another shape.
     """
     leaves = load_leaves(path)
-    expected = {name: tuple(leaf.shape) for name, leaf in flatten(shapes).items()}
-    problems = [f"{name} is missing" for name in sorted(expected.keys() - leaves.keys())]
-    problems += [f"{name} is unexpected" for name in sorted(leaves.keys() - expected.keys())]
-    problems += [
-        f"{name} has shape {leaves[name].shape}, expected {expected[name]}"
-        for name in sorted(expected.keys() & leaves.keys())
-        if leaves[name].shape != expected[name]
-    ]
-    if problems:
+    if problems := mismatches(leaves, shapes):
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise CheckpointFormatError(f"{path}: {'; '.join(problems[:5])}{more}")
     return unflatten({name: leaf.astype(np.float32) for name, leaf in leaves.items()})

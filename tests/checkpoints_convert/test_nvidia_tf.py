@@ -86,7 +86,7 @@ def test_upsampling_kernels_are_applied_as_tensorflow_applies_them():
         taps[i, j] * padded[:, i : i + 10, j : j + 10] for i in range(4) for j in range(4)
     )
     ours = nvidia_tf.TRANSFORMS["turned_kernel"](stored)
-    out = resample.conv2d_up(jnp.asarray(x), jnp.asarray(ours), jnp.asarray([1.0, 3.0, 3.0, 1.0]))
+    out = resample.conv2d_up(jnp.asarray(x), jnp.asarray(ours), (1.0, 3.0, 3.0, 1.0))
     np.testing.assert_allclose(out, expected, atol=1e-4)
 
 

@@ -54,6 +54,12 @@ def test_schedule_and_timesteps_match_the_published_ones(small):
     np.testing.assert_array_equal(diffusion.ddim_timesteps(1000, 10), arrays["ddim10_timesteps"])
 
 
+def test_a_timestep_past_the_last_one_is_left_out():
+    """The published sampler counts 1, 334, 667, 1000 here, and fails at the last."""
+    assert diffusion.ddim_timesteps(1000, 3).tolist() == [1, 334, 667]
+    assert all(diffusion.ddim_timesteps(1000, n)[-1] < 1000 for n in range(1, 501))
+
+
 @pytest.mark.parametrize("eta", [0, 1])
 def test_ddim_matches_the_published_sampler(small, eta):
     arrays, prior = small

@@ -217,7 +217,7 @@ def test_polyphase_resampling_is_zero_insertion_convolution_and_filter(fir):
     taps = np.asarray(fir) / np.sum(fir)
     kernel = np.outer(taps, taps)[::-1, ::-1]
     up = _filter(_zero_insert(x), kernel * 4, (2, 1))
-    np.testing.assert_allclose(resample.upsample_2d(x, jnp.asarray(fir)), up, atol=1e-5)
+    np.testing.assert_allclose(resample.upsample_2d(x, fir), up, atol=1e-5)
     dilated = jax.lax.conv_general_dilated(
         x,
         weight[::-1, ::-1],
@@ -227,7 +227,7 @@ def test_polyphase_resampling_is_zero_insertion_convolution_and_filter(fir):
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     expected = _filter(dilated, kernel * 4, (1, 1))
-    np.testing.assert_allclose(resample.conv2d_up(x, weight, jnp.asarray(fir)), expected, atol=1e-4)
+    np.testing.assert_allclose(resample.conv2d_up(x, weight, fir), expected, atol=1e-4)
 
 
 def test_conv_clamp_bounds_activations_after_their_gain():
