@@ -37,7 +37,11 @@ def _arrays(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def canonical_json(value: Any) -> str:
-    """JSON text that is the same for equal values: sorted keys, no spaces."""
+    """JSON text that is the same for equal values: sorted keys, no spaces.
+
+    >>> canonical_json({"b": 1, "a": (2, 3)})
+    '{"a":[2,3],"b":1}'
+    """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -45,6 +49,9 @@ def params_sha256(architecture: str, config: Mapping[str, Any], params: Mapping[
     """Hash of what a generator computes: architecture, config, and every parameter in float32.
 
     Independent of the file format, of the machine's byte order and of the order of names.
+
+    >>> params_sha256("stylegan2", {"resolution": 8}, {"a": np.ones(2)})[:8]
+    '1db4cbd4'
     """
     digest = hashlib.sha256()
     digest.update(canonical_json([architecture, config]).encode())
@@ -55,7 +62,12 @@ def params_sha256(architecture: str, config: Mapping[str, Any], params: Mapping[
 
 
 def config_to_json(config: Any) -> dict[str, Any]:
-    """A frozen config dataclass as plain JSON values."""
+    """A frozen config dataclass as plain JSON values.
+
+    >>> from fpjax.models.stylegan2 import StyleGAN2Config
+    >>> config_to_json(StyleGAN2Config(8))["fir"]
+    [1.0, 3.0, 3.0, 1.0]
+    """
     return json.loads(canonical_json(dataclasses.asdict(config)))
 
 
@@ -64,6 +76,10 @@ def config_from_json(config_class: type, values: Mapping[str, Any]) -> Any:
 
     Raises:
       CheckpointFormatError: for an unknown or missing field.
+
+    >>> from fpjax.models.stylegan2 import StyleGAN2Config
+    >>> config_from_json(StyleGAN2Config, {"resolution": 8, "fir": [1, 2, 2, 1]}).fir
+    (1, 2, 2, 1)
     """
 
     def tuples(value):
@@ -98,6 +114,12 @@ def save_checkpoint(
 
     Raises:
       FileExistsError: if the folder exists.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as parent:
+    ...     save_checkpoint(f"{parent}/model", "stylegan2", {}, {"a": {"b": np.ones(2)}})
+    ...     print(sorted(file.name for file in Path(parent, "model").iterdir()))
+    ['config.json', 'params.safetensors']
     """
     from safetensors.numpy import save_file
 
@@ -138,6 +160,10 @@ def read_header(path: str | os.PathLike) -> dict[str, Any]:
 
     Raises:
       CheckpointFormatError: if it is missing, damaged, or of a newer format.
+
+    >>> read_header("no-such-folder")
+    Traceback (most recent call last):
+    fpjax.models.checkpoint.CheckpointFormatError: no-such-folder: no config.json, ...
     """
     file = Path(path) / "config.json"
     try:
@@ -167,6 +193,10 @@ def load_tensors(file: str | os.PathLike) -> dict[str, np.ndarray]:
 
     Raises:
       CheckpointFormatError: if it is missing or damaged.
+
+    >>> load_tensors("no-such-file")
+    Traceback (most recent call last):
+    fpjax.models.checkpoint.CheckpointFormatError: no-such-file: no such file
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -184,6 +214,12 @@ def load_leaves(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
     Raises:
       CheckpointFormatError: if they are missing or damaged.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as parent:
+    ...     save_checkpoint(f"{parent}/model", "stylegan2", {}, {"a": {"b": np.ones(2)}})
+    ...     print(load_leaves(f"{parent}/model"))
+    {'a/b': array([1., 1.])}
     """
     folder = Path(path) / "params"
     if not folder.is_dir():
@@ -207,6 +243,13 @@ def load_params(path: str | os.PathLike, shapes: Mapping[str, Any]) -> dict[str,
 
     Raises:
       CheckpointFormatError: naming what is missing, unexpected or of another shape.
+
+    >>> import tempfile
+    >>> tree = {"a": {"b": np.ones(2, np.float32)}}
+    >>> with tempfile.TemporaryDirectory() as parent:
+    ...     save_checkpoint(f"{parent}/model", "stylegan2", {}, tree)
+    ...     print(load_params(f"{parent}/model", tree))
+    {'a': {'b': array([1., 1.], dtype=float32)}}
     """
     leaves = load_leaves(path)
     if problems := mismatches(leaves, shapes):

@@ -71,7 +71,11 @@ class DiffusionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Denoiser:
-    """`unet.denoise` of one architecture: hashable, so compiled samplers keep no weights alive."""
+    """`unet.denoise` of one architecture: hashable, so compiled samplers keep no weights alive.
+
+    >>> Denoiser(UNetConfig()) == Denoiser(UNetConfig())
+    True
+    """
 
     config: UNetConfig
 
@@ -88,7 +92,7 @@ class DiffusionPrior:
     parameters as an argument and is pure.
 
     >>> config = DiffusionConfig(UNetConfig(image_size=8, model_channels=32, channel_mult=(1,)))
-    >>> DiffusionPrior(config, unet.init(config.unet, jax.random.key(0))).latent_shape
+    >>> DiffusionPrior(config, unet.param_shapes(config.unet)).latent_shape
     (8, 8, 3)
     """
 
@@ -131,7 +135,11 @@ class Prior(Protocol):
 
 
 class DDIMSchedule(NamedTuple):
-    """Numbers of each sampling step, in sampling order (noisiest first), each (steps,)."""
+    """Numbers of each sampling step, in sampling order (noisiest first), each (steps,).
+
+    >>> ddim_schedule(alphas_cumprod(1000), 4).timesteps[0]
+    np.int64(751)
+    """
 
     timesteps: np.ndarray
     alphas: np.ndarray

@@ -204,6 +204,12 @@ def normalize_config(config: Any, *, tuples: Sequence[str], floats: Sequence[str
     """Makes equal configs identical: lists are tuples, 2.0 in a tuple is 2, 1 in a float is 1.0.
 
     A config read from JSON then hashes, and has the same JSON as the one that was written.
+
+    >>> class Config:
+    ...     sides, scale = [8.0, 16], 1
+    >>> normalize_config(config := Config(), tuples=["sides"], floats=["scale"])
+    >>> config.sides, config.scale
+    ((8, 16), 1.0)
     """
     for name in tuples:
         values = (int(v) if v == int(v) else v for v in getattr(config, name))
@@ -227,19 +233,34 @@ def level_channels(name: str, base: int, multipliers: Sequence[float]) -> tuple[
 
 
 def check_dtype(dtype: str) -> None:
-    """Refuses a compute type other than the two that are supported."""
+    """Refuses a compute type other than the two that are supported.
+
+    >>> check_dtype("float16")
+    Traceback (most recent call last):
+    ValueError: dtype 'float16': choose 'float32' or 'bfloat16'
+    """
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype {dtype!r}: choose 'float32' or 'bfloat16'")
 
 
 def check_groups(groups: int, *channels: int) -> None:
-    """Refuses channel counts that the normalisation groups do not divide."""
+    """Refuses channel counts that the normalisation groups do not divide.
+
+    >>> check_groups(32, 64, 100)
+    Traceback (most recent call last):
+    ValueError: 100 channels cannot be split in 32 normalisation groups
+    """
     if bad := [c for c in channels if c % groups]:
         raise ValueError(f"{bad[0]} channels cannot be split in {groups} normalisation groups")
 
 
 def check_images(name: str, x: Array, channels: int, multiple: int) -> None:
-    """Refuses an array that is not (B, H, W, channels) with sides that are whole multiples."""
+    """Refuses an array that is not (B, H, W, channels) with sides that are whole multiples.
+
+    >>> check_images("latents", jnp.ones((1, 6, 8, 3)), 3, 4)
+    Traceback (most recent call last):
+    ValueError: latents of shape (1, 6, 8, 3): expected (batch, height and width multiples of 4, 3)
+    """
     if x.ndim != 4 or x.shape[3] != channels or x.shape[1] % multiple or x.shape[2] % multiple:
         sides = f"height and width multiples of {multiple}" if multiple > 1 else "height, width"
         raise ValueError(f"{name} of shape {x.shape}: expected (batch, {sides}, {channels})")

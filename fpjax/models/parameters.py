@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +25,11 @@ Specs = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class ParamSpec:
-    """One parameter, drawn from N(mean, std^2): by default zeros, with a mean alone a constant."""
+    """One parameter, drawn from N(mean, std^2): by default zeros, with a mean alone a constant.
+
+    >>> ParamSpec((3, 3, 8, 8), std=1.0).mean
+    0.0
+    """
 
     shape: tuple[int, ...]
     mean: float = 0.0
@@ -38,7 +43,23 @@ def draw_params(specs: Specs, key: Array) -> dict[str, Any]:
     [1.0, 1.0]
     """
     leaves, treedef = jax.tree.flatten(specs)
-    return jax.tree.unflatten(treedef, _draw(tuple(leaves), key))
+    sizes = [math.prod(spec.shape) if spec.std else 0 for spec in leaves]
+    # One draw for the whole tree, cut by a program for each shape: one for each parameter, or one
+    # for all of them, takes several times as long to compile.
+    normal = jax.random.normal(key, (sum(sizes),), jnp.float32)
+    params = [
+        _cut(normal, start, spec.mean, spec.std, spec.shape)
+        if spec.std
+        else jnp.full(spec.shape, spec.mean, jnp.float32)
+        for spec, start in zip(leaves, itertools.accumulate(sizes, initial=0), strict=False)
+    ]
+    return jax.tree.unflatten(treedef, params)
+
+
+@functools.partial(jax.jit, static_argnames="shape")
+def _cut(normal: Array, start: int, mean: float, std: float, shape: tuple[int, ...]) -> Array:
+    cut = jax.lax.dynamic_slice_in_dim(normal, start, math.prod(shape)).reshape(shape)
+    return mean + std * cut
 
 
 def spec_shapes(specs: Specs) -> dict[str, Any]:
@@ -48,21 +69,6 @@ def spec_shapes(specs: Specs) -> dict[str, Any]:
     (2,)
     """
     return jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32), specs)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _draw(specs: tuple[ParamSpec, ...], key: Array) -> list[Array]:
-    # One draw for the whole tree: a program per shape would take seconds to compile.
-    sizes = [math.prod(spec.shape) if spec.std else 0 for spec in specs]
-    normal = jax.random.normal(key, (sum(sizes),), jnp.float32)
-    params, start = [], 0
-    for spec, size in zip(specs, sizes, strict=True):
-        param = jnp.full(spec.shape, spec.mean, jnp.float32)
-        if spec.std:
-            param += spec.std * normal[start : start + size].reshape(spec.shape)
-            start += size
-        params.append(param)
-    return params
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,14 +19,22 @@ from fpjax.models.parameters import Array
 
 
 def pixel_shuffle(x: Array) -> Array:
-    """Spreads (B, H, W, 4C), phases (row, column) outermost in the channels, to (B, 2H, 2W, C)."""
+    """Spreads (B, H, W, 4C), phases (row, column) outermost in the channels, to (B, 2H, 2W, C).
+
+    >>> pixel_shuffle(jnp.arange(4.0).reshape(1, 1, 1, 4))[0, :, :, 0].tolist()
+    [[0.0, 1.0], [2.0, 3.0]]
+    """
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height, width, 2, 2, channels // 4)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, channels // 4)
 
 
 def pixel_unshuffle(x: Array) -> Array:
-    """Gathers (B, 2H, 2W, C) to (B, H, W, 4C); the inverse of `pixel_shuffle`."""
+    """Gathers (B, 2H, 2W, C) to (B, H, W, 4C); the inverse of `pixel_shuffle`.
+
+    >>> pixel_unshuffle(jnp.arange(4.0).reshape(1, 2, 2, 1)).tolist()
+    [[[[0.0, 1.0, 2.0, 3.0]]]]
+    """
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // 2, width // 2, 4 * channels)

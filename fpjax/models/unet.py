@@ -122,7 +122,7 @@ def init(config: UNetConfig, key: Array) -> dict:
     Residual branches and the last convolution start at zero, so the first prediction is zero.
 
     >>> config = UNetConfig(model_channels=32, channel_mult=(1,), num_res_blocks=1)
-    >>> sorted(init(config, jax.random.key(0)))
+    >>> sorted(jax.eval_shape(lambda key: init(config, key), jax.random.key(0)))
     ['conv_in', 'conv_out', 'down', 'mid', 'norm_out', 'time_embed', 'up']
     """
     return parameters.draw_params(_specs(config), key)

@@ -19,6 +19,9 @@ def max_pool2d(x: Array, *, window: int, stride: int, padding: int = 0) -> Array
 
     Written as maxima of strided slices, one axis at a time: the gradient of
     `lax.reduce_window` is a scatter, which XLA runs slowly on CPUs.
+
+    >>> max_pool2d(jnp.arange(4.0).reshape(1, 2, 2, 1), window=2, stride=2).tolist()
+    [[[[3.0]]]]
     """
     if padding:
         pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
@@ -34,7 +37,11 @@ def max_pool2d(x: Array, *, window: int, stride: int, padding: int = 0) -> Array
 
 
 def normalize_imagenet(images: Array) -> Array:
-    """Scale images in [-1, 1] (B, H, W, 3) to zero mean and unit variance over ImageNet."""
+    """Scale images in [-1, 1] (B, H, W, 3) to zero mean and unit variance over ImageNet.
+
+    >>> jnp.abs(normalize_imagenet(jnp.full((1, 1, 1, 3), jnp.asarray(IMAGENET_SHIFT)))).max()
+    Array(0., dtype=float32)
+    """
     shift, scale = (
         along_channels(jnp.asarray(x, images.dtype), images)
         for x in (IMAGENET_SHIFT, IMAGENET_SCALE)
@@ -43,7 +50,12 @@ def normalize_imagenet(images: Array) -> Array:
 
 
 def as_images(images: ArrayLike, *, min_size: int, network: str) -> Array:
-    """Return `images` as an array, or raise if they are not float (B, H, W, 3) of `min_size` up."""
+    """Return `images` as an array, or raise if they are not float (B, H, W, 3) of `min_size` up.
+
+    >>> as_images(jnp.zeros((2, 8, 8, 3)), min_size=16, network="VGG16")
+    Traceback (most recent call last):
+    ValueError: VGG16 needs images of at least 16x16 pixels ...
+    """
     images = jnp.asarray(images)
     if images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(
@@ -64,5 +76,9 @@ def as_images(images: ArrayLike, *, min_size: int, network: str) -> Array:
 
 
 def at_least_float32(x: Array) -> Array:
-    """Widen a half-precision array to float32; leave the others."""
+    """Widen a half-precision array to float32; leave the others.
+
+    >>> at_least_float32(jnp.ones(2, jnp.bfloat16)).dtype
+    dtype('float32')
+    """
     return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x

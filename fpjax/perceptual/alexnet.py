@@ -41,7 +41,7 @@ def alexnet_shapes() -> dict:
 def init_alexnet(key: Array) -> dict:
     """Random (He-normal) AlexNet parameters, for tests and timings; they measure nothing.
 
-    >>> init_alexnet(jax.random.key(0))["conv5"]["bias"].shape
+    >>> jax.eval_shape(init_alexnet, jax.random.key(0))["conv5"]["bias"].shape
     (256,)
     """
     return parameters.draw_params(SPECS, key)

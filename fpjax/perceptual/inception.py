@@ -142,7 +142,8 @@ def inception_shapes() -> dict:
 def init_inception(key: Array) -> dict:
     """Random (He-normal, neutral batch norm) parameters, for tests and timings; no metric.
 
-    >>> init_inception(jax.random.key(0))["Conv2d_1a_3x3"]["bn"]["running_var"].shape
+    >>> params = jax.eval_shape(init_inception, jax.random.key(0))
+    >>> params["Conv2d_1a_3x3"]["bn"]["running_var"].shape
     (32,)
     """
     return parameters.draw_params(_specs(), key)

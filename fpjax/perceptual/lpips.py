@@ -40,7 +40,7 @@ def init_lpips(key: Array, net: Net = "vgg") -> dict:
     """Random backbone and unit heads, for tests and timings; they measure nothing perceptual.
 
     >>> import jax
-    >>> sorted(init_lpips(jax.random.key(0))["heads"])
+    >>> sorted(jax.eval_shape(init_lpips, jax.random.key(0))["heads"])
     ['lin0', 'lin1', 'lin2', 'lin3', 'lin4']
     """
     return parameters.draw_params(_specs(net), key)
@@ -121,7 +121,10 @@ def lpips_features(
 
 
 def check_net(net: str) -> None:
-    """Raise a ValueError unless `net` names an LPIPS backbone."""
+    """Raise a ValueError unless `net` names an LPIPS backbone.
+
+    >>> check_net("vgg")
+    """
     if net not in _HEADS:
         raise ValueError(f"net is 'vgg' or 'alex', got {net!r}")
 

@@ -47,7 +47,7 @@ def vgg16_shapes() -> dict:
 def init_vgg16(key: Array) -> dict:
     """Random (He-normal) VGG16 parameters, for tests and timings; they measure nothing.
 
-    >>> init_vgg16(jax.random.key(0))["conv1_1"]["bias"].shape
+    >>> jax.eval_shape(init_vgg16, jax.random.key(0))["conv1_1"]["bias"].shape
     (64,)
     """
     return parameters.draw_params(SPECS, key)

@@ -23,9 +23,8 @@ def init(config: StyleGAN2Config, key: Array) -> dict[str, Any]:
     """Draws the float32 parameters of an untrained discriminator.
 
     >>> import jax
-    >>> params = init(StyleGAN2Config(8, channel_base=64), jax.random.key(0))
-    >>> params["b8"]["skip"]["weight"].shape
-    (1, 1, 8, 16)
+    >>> sorted(init(StyleGAN2Config(8, channel_base=8), jax.random.key(0)))
+    ['b8', 'conv', 'dense', 'from_rgb', 'logit']
     """
     return parameters.draw_params(_specs(config), key)
 
@@ -42,9 +41,10 @@ def param_shapes(config: StyleGAN2Config) -> dict[str, Any]:
 def discriminate(config: StyleGAN2Config, params: Params, images: Array) -> Array:
     """Realness logits (B,) of images (B, R, R, 3), with the channel table of the generator.
 
-    >>> import jax
+    >>> import functools, jax
     >>> config = StyleGAN2Config(8, channel_base=64)
-    >>> discriminate(config, init(config, jax.random.key(0)), jnp.zeros((4, 8, 8, 3))).shape
+    >>> score = functools.partial(discriminate, config)
+    >>> jax.eval_shape(score, param_shapes(config), jnp.zeros((4, 8, 8, 3))).shape
     (4,)
     """
     x = leaky_relu(_conv(params["from_rgb"], images))

@@ -38,6 +38,10 @@ class GANConfig:
       ema_half_life: images after which the averaged weights have half forgotten.
       w_avg_decay: decay of the running mean of w, per step.
       seed: of everything random.
+
+    >>> model = stylegan2.StyleGAN2Config(8)
+    >>> GANConfig(model, critic_channels=((4, 8), (8, 8)), total_images=640).total_steps
+    20
     """
 
     model: stylegan2.StyleGAN2Config
@@ -79,7 +83,12 @@ def _optimizers(config: GANConfig) -> tuple[optax.GradientTransformation, ...]:
 
 
 def init_state(config: GANConfig) -> State:
-    """Fresh parameters, averaged parameters, optimiser states and step counter, as one pytree."""
+    """Fresh parameters, averaged parameters, optimiser states and step counter, as one pytree.
+
+    >>> config = GANConfig(stylegan2.StyleGAN2Config(8), ((4, 8), (8, 8)), total_images=640)
+    >>> jax.eval_shape(lambda: init_state(config))["step"].dtype
+    dtype('int32')
+    """
     key_g, key_d = jax.random.split(jax.random.key(config.seed))
     generator = stylegan2.init(config.model, key_g)
     critic = discriminator.init(config.critic, key_d)
