@@ -169,7 +169,7 @@ def convert(
       rules: the table; exactly one rule (or ignorable pattern) may match a source name.
       ignorable: patterns of tensors that may be left out, with the reason.
       target_shapes: the parameter tree, nested or with "/"-joined paths, whose leaves are shapes
-        or have `.shape` (as `jax.eval_shape` of an `init_params` gives).
+        or have `.shape` (as `jax.eval_shape` of an `init` gives).
       transforms: further transforms by name; a name of `TRANSFORMS` cannot be redefined.
 
     Returns:

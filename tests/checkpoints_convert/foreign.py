@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from checkpoints_convert.mappings.table import select
-from tests.fixtures import fixture
+from tests.reference import fixture
 
 
 def fixture_arrays(name: str) -> tuple[dict, dict]:

@@ -21,7 +21,7 @@ from checkpoints_convert.readers import read
 from checkpoints_convert.sources.found import Request
 from tests.checkpoints_convert.foreign import fixture_arrays, write_persistent
 from tests.checkpoints_convert.readers.forge import dumps, torch_stream, torch_zip, touch
-from tests.fixtures import fixture
+from tests.reference import fixture
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -14,7 +14,7 @@ from checkpoints_convert.command import run
 from fpjax.models.checkpoint import CheckpointFormatError
 from fpjax.models.diffusion import alphas_cumprod, ddim_sample
 from tests.checkpoints_convert.foreign import fixture_arrays, inject, nhwc
-from tests.fixtures import fixture, relative_error
+from tests.reference import fixture, relative_error
 
 # The bound of every parity test: 1e-4 of the output's standard deviation, in float32.
 BOUND = 1e-4

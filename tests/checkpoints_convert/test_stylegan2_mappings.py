@@ -14,7 +14,7 @@ from checkpoints_convert.sources.found import Request
 from fpjax.models import checkpoint, stylegan2
 from fpjax.models.stylegan2 import StyleGAN2Config
 from tests.checkpoints_convert.foreign import fixture_arrays, nhwc, write_persistent
-from tests.fixtures import fixture, relative_error
+from tests.reference import fixture, relative_error
 
 torch = pytest.importorskip("torch", reason="torch writes the files that are read back")
 

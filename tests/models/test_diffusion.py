@@ -14,7 +14,7 @@ from checkpoints_convert.mappings.table import select
 from fpjax.models import diffusion
 from fpjax.models.diffusion import DiffusionConfig, DiffusionPrior
 from fpjax.models.unet import UNetConfig
-from tests.fixtures import fixture, relative_error
+from tests.reference import fixture, relative_error
 
 # Float32 sums in another order; the bound of every parity test in this project.
 PARITY = 1e-4
@@ -52,6 +52,12 @@ def test_schedule_and_timesteps_match_the_published_ones(small):
     arrays, prior = small
     np.testing.assert_allclose(prior.alphas_cumprod, arrays["alphas_cumprod"], rtol=1e-12)
     np.testing.assert_array_equal(diffusion.ddim_timesteps(1000, 10), arrays["ddim10_timesteps"])
+
+
+def test_a_timestep_past_the_last_one_is_left_out():
+    """The published sampler counts 1, 334, 667, 1000 here, and fails at the last."""
+    assert diffusion.ddim_timesteps(1000, 3).tolist() == [1, 334, 667]
+    assert all(diffusion.ddim_timesteps(1000, n)[-1] < 1000 for n in range(1, 501))
 
 
 @pytest.mark.parametrize("eta", [0, 1])

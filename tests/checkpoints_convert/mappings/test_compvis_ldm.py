@@ -6,7 +6,7 @@ import pytest
 from checkpoints_convert.mappings import compvis_ldm
 from checkpoints_convert.mappings.table import ConversionError, flatten, select
 from fpjax.models import diffusion
-from tests.fixtures import fixture
+from tests.reference import fixture
 
 
 def state_dict(name):

@@ -12,7 +12,7 @@ import pytest
 from checkpoints_convert.mappings import diffusers as mapping
 from checkpoints_convert.mappings.table import ConversionError
 from fpjax.models import autoencoder, autoencoder_tiny, diffusion, unet
-from tests.fixtures import relative_error
+from tests.reference import relative_error
 
 # Float32 sums in another order; the bound of every parity test in this project.
 PARITY = 1e-4
