@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fpjax.attribution.statistics import hamming_distances, pack_words
+from fpjax.fingerprint.keys import hamming_distances, pack_words
 
 if TYPE_CHECKING:
     from typing import Self
