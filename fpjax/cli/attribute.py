@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> int:
         raise common.UsageError("--false_positive_rate must be between 0 and 1")
     common.use_compilation_cache()
     scheme = common.open_scheme()
-    shape = (scheme.generator.resolution, scheme.generator.resolution, 3)
+    shape = scheme.generator.image_shape
     progress = common.Progress()
     answers: dict[str, dict] = {}
     readable: list[tuple[str, np.ndarray]] = []
