@@ -67,6 +67,11 @@ class UNetConfig:
             floats=("norm_eps", "time_frequency_shift"),
         )
         nn.check_dtype(self.dtype)
+        sizes = ("image_size", "in_channels", "out_channels", "model_channels", "norm_groups")
+        nn.check_counts(self, **dict.fromkeys((*sizes, "num_heads"), nn.MAX_SIZE))
+        nn.check_counts(self, num_res_blocks=nn.MAX_DEPTH)
+        if self.num_head_channels is not None:
+            nn.check_counts(self, num_head_channels=nn.MAX_SIZE)
         nn.check_groups(self.norm_groups, self.model_channels, *self.channels)
         if self.model_channels % 2:
             raise ValueError(f"model_channels {self.model_channels}: expected an even number")

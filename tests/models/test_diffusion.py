@@ -54,6 +54,21 @@ def test_schedule_and_timesteps_match_the_published_ones(small):
     np.testing.assert_array_equal(diffusion.ddim_timesteps(1000, 10), arrays["ddim10_timesteps"])
 
 
+def test_every_permitted_number_of_steps_stays_on_the_schedule():
+    """Counts such as 3, 9, 27 and 37 of 1000 would end one past the last timestep."""
+    alphas = diffusion.alphas_cumprod(1000)
+    for steps in range(1, 501):
+        published = np.arange(0, 1000, 1000 // steps) + 1
+        timesteps = diffusion.ddim_timesteps(1000, steps)
+        assert len(timesteps) == len(published) >= steps
+        np.testing.assert_array_equal(timesteps[:-1], published[:-1])
+        assert timesteps[-1] == min(published[-1], 999) and (np.diff(timesteps) > 0).all()
+        assert len(diffusion.ddim_schedule(alphas, steps).alphas) == len(timesteps)
+    for steps in (-1, 0, 501, 1000, 10**30):
+        with pytest.raises(ValueError, match="takes 1 to 500 steps"):
+            diffusion.ddim_timesteps(1000, steps)
+
+
 @pytest.mark.parametrize("eta", [0, 1])
 def test_ddim_matches_the_published_sampler(small, eta):
     arrays, prior = small
