@@ -8,7 +8,13 @@ from typing import Any
 
 _DEPTH = 3
 _BITS = 200  # of an int that is written out: 61 digits
-_ENDS = {list: ("[", "]"), tuple: ("(", ")"), set: ("{", "}"), frozenset: ("{", "}"), dict: ("{", "}")}
+_ENDS = {
+    list: ("[", "]"),
+    tuple: ("(", ")"),
+    set: ("{", "}"),
+    frozenset: ("{", "}"),
+    dict: ("{", "}"),
+}
 
 
 def describe(value: Any, limit: int = 80) -> str:

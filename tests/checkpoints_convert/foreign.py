@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from checkpoints_convert.mappings.table import select
+from checkpoints_convert.table import select
 from tests.fixtures import fixture
 
 

@@ -16,9 +16,9 @@ from checkpoints_convert import output
 from checkpoints_convert.command import run
 from checkpoints_convert.convert import convert_file
 from checkpoints_convert.detect import recognise
-from checkpoints_convert.mappings.table import ConversionError
 from checkpoints_convert.readers import read
-from checkpoints_convert.sources.found import Request
+from checkpoints_convert.request import Request
+from checkpoints_convert.table import ConversionError
 from tests.checkpoints_convert.foreign import fixture_arrays, write_persistent
 from tests.checkpoints_convert.readers.forge import dumps, torch_stream, torch_zip, touch
 from tests.fixtures import fixture
@@ -54,7 +54,8 @@ def test_dry_run_prints_every_step_and_writes_nothing(tmp_path, capsys, generato
     ) in lines
     plan = recognise(generator_file, Request()).parts[0].plan
     assert len([line for line in lines if " -> " in line]) == len(plan.steps) == 64
-    assert any("ignored: FIR filter" in line for line in lines)
+    assert any(line.startswith("left out: ") and "FIR filter" in line for line in lines)
+    assert "  convs.0.conv.blur.kernel" in lines
     assert list(tmp_path.iterdir()) == []
 
 
@@ -242,7 +243,7 @@ def test_one_tensor_is_held_at_a_time(tmp_path):
     """Peak memory is of the order of the largest tensor, not of the file (64 MiB here)."""
     import tracemalloc
 
-    from checkpoints_convert.mappings.table import Rule, convert
+    from checkpoints_convert.table import Rule, convert
 
     np.savez(tmp_path / "x.npz", **{f"l{i}": np.ones((1024, 1024), "f4") for i in range(16)})
     tensors = read(tmp_path / "x.npz").tensors()

@@ -8,9 +8,9 @@ import pytest
 import fpjax
 from checkpoints_convert.command import run
 from checkpoints_convert.detect import recognise
-from checkpoints_convert.mappings import nvidia, rosinality
-from checkpoints_convert.mappings.table import ConversionError
-from checkpoints_convert.sources.found import Request
+from checkpoints_convert.publishers import nvidia, rosinality
+from checkpoints_convert.request import Request
+from checkpoints_convert.table import ConversionError
 from fpjax.models import checkpoint, stylegan2
 from fpjax.models.stylegan2 import StyleGAN2Config
 from tests.checkpoints_convert.foreign import fixture_arrays, nhwc, write_persistent
@@ -185,8 +185,8 @@ def test_pickles_of_persistent_objects_convert_without_flags(
 @pytest.mark.parametrize(
     ("attributes_of", "message"),
     [
-        (attributes(None, architecture="resnet"), "architecture 'resnet'"),
-        (attributes(None, activation="linear"), "activation 'linear'"),
+        (attributes(None, architecture="resnet"), "architecture = 'resnet'"),
+        (attributes(None, activation="linear"), "activation = 'linear'"),
     ],
 )
 def test_other_skeletons_of_the_same_class_are_refused(

@@ -6,8 +6,8 @@ import pytest
 
 import fpjax
 from checkpoints_convert.command import run
-from checkpoints_convert.mappings import nvidia_tf
-from checkpoints_convert.mappings.table import ConversionError
+from checkpoints_convert.publishers import nvidia_tf
+from checkpoints_convert.table import ConversionError
 from fpjax.models import resample
 from tests.checkpoints_convert.foreign import (
     fixture_arrays,
@@ -107,7 +107,7 @@ def test_settings_of_the_file_are_used_and_others_refused(case):
     assert (config.conv_clamp, config.mapping_lr_multiplier) == (256.0, 0.02)
     assert config.fir == (1.0, 2.0, 2.0, 1.0)
     assert config.resolution == 32 and dict(config.channels) == {4: 64, 8: 64, 16: 64, 32: 32}
-    with pytest.raises(ConversionError, match="architecture 'resnet'"):
+    with pytest.raises(ConversionError, match="architecture = 'resnet'"):
         nvidia_tf.infer_config(short, {"architecture": "resnet"})
     with pytest.raises(ConversionError, match="conditional"):
         nvidia_tf.infer_config({**short, "LabelConcat/weight": np.zeros((1, 1))})

@@ -3,10 +3,17 @@
 The targets are the trees of `fpjax.perceptual`: `vgg16`, `alexnet`, `lpips` and `inception`.
 """
 
-from collections.abc import Iterable, Mapping
+from __future__ import annotations
+
+from collections.abc import Mapping
 from typing import Any
 
-from checkpoints_convert.mappings.table import (
+from checkpoints_convert.found import Found, at, check_alone, describe_file, tensors_of
+from checkpoints_convert.printable import printable
+from checkpoints_convert.readers import read
+from checkpoints_convert.recognised import Recognised, recognised
+from checkpoints_convert.request import NoOptions, Request
+from checkpoints_convert.table import (
     Conversion,
     ConversionError,
     Ignorable,
@@ -47,20 +54,54 @@ INCEPTION_IGNORABLE = [
 ]
 
 
-def detect(names: Iterable[str]) -> str | None:
-    """What a state dict's names say it is: "vgg16", "alexnet", "lpips", "inception" or None.
+def from_lpips(found: Found, request: Request) -> Recognised | None:
+    """LPIPS with its backbone in one file."""
+    here = at(found, request, "lin0.model.1.weight") or at(
+        found, request, "NetLinLayer_0.Conv_0.kernel"
+    )
+    if here is None:
+        return None
+    request.read("LPIPS v0.1", NoOptions, weights=here.weighted)
+    if not any(name.startswith(("net.", "VGG16_0.", "AlexNet_0.")) for name in here.tensors):
+        raise ConversionError(
+            "LPIPS heads alone: give torchvision's backbone as FILE and these with --heads"
+        )
+    return recognised("LPIPS v0.1", here, convert_lpips(here.tensors))
 
-    >>> detect(["features.0.weight", "features.28.weight"])
-    'vgg16'
-    """
-    names = set(names)
-    if "Mixed_7c.branch_pool.conv.weight" in names:
-        return "inception"
-    if names & {"lin0.model.1.weight", "NetLinLayer_0.Conv_0.kernel"}:
-        return "lpips"
-    if "features.28.weight" in names:
-        return "vgg16"
-    return "alexnet" if "features.10.weight" in names else None
+
+def from_backbone(found: Found, request: Request) -> Recognised | None:
+    """A torchvision VGG16 or AlexNet, with the LPIPS heads if they are given."""
+    for anchor, kind, converter in (
+        ("features.28.weight", "VGG16, torchvision", convert_vgg16),
+        ("features.10.weight", "AlexNet, torchvision", convert_alexnet),
+    ):
+        here = at(found, request, anchor, "features.0.weight")
+        if here is None:
+            continue
+        request.read(kind, NoOptions, files=("heads",), weights=here.weighted)
+        check_alone(here)
+        if request.heads is None:
+            return recognised(kind, here, converter(here.tensors))
+        file = read(request.heads)
+        heads = at(tensors_of(file), Request(), "lin0.model.1.weight")
+        if heads is None:
+            raise ConversionError(
+                f"{printable(request.heads)}: no LPIPS heads: {describe_file(file)}"
+            )
+        tensors, origins = {**here.tensors, **heads.tensors}, {**here.origins, **heads.origins}
+        conversion = convert_lpips(tensors)
+        return recognised("LPIPS v0.1", here, conversion, (), (heads,), origins)
+    return None
+
+
+def from_inception(found: Found, request: Request) -> Recognised | None:
+    """The FID Inception-v3 in the PyTorch port's names."""
+    here = at(found, request, "Mixed_7c.branch_pool.conv.weight")
+    if here is None:
+        return None
+    request.read("FID Inception-v3", NoOptions, weights=here.weighted)
+    check_alone(here)
+    return recognised("FID Inception-v3", here, convert_inception(here.tensors))
 
 
 def backbone_rules(net: str) -> list[Rule]:
@@ -89,7 +130,7 @@ def convert_vgg16(tensors: Mapping[str, Any]) -> Conversion:
     >>> convert_vgg16({})
     Traceback (most recent call last):
     ...
-    checkpoints_convert.mappings.table.ConversionError: the checkpoint (0 tensors) does not fit...
+    checkpoints_convert.table.ConversionError: the checkpoint (0 tensors) does not fit...
     """
     plan = convert(tensors, backbone_rules("vgg"), [CLASSIFIER], vgg16_shapes())
     return Conversion("vgg16", None, plan)
@@ -104,7 +145,7 @@ def convert_alexnet(tensors: Mapping[str, Any]) -> Conversion:
     >>> convert_alexnet({})
     Traceback (most recent call last):
     ...
-    checkpoints_convert.mappings.table.ConversionError: the checkpoint (0 tensors) does not fit...
+    checkpoints_convert.table.ConversionError: the checkpoint (0 tensors) does not fit...
     """
     plan = convert(tensors, backbone_rules("alex"), [CLASSIFIER], alexnet_shapes())
     return Conversion("alexnet", None, plan)
@@ -127,7 +168,7 @@ def convert_lpips(tensors: Mapping[str, Any]) -> Conversion:
     >>> convert_lpips({"lin0.model.1.weight": None})
     Traceback (most recent call last):
     ...
-    checkpoints_convert.mappings.table.ConversionError: LPIPS heads without a backbone: ...
+    checkpoints_convert.table.ConversionError: LPIPS heads without a backbone: ...
     """
     names = (
         "features.0.weight",
@@ -171,7 +212,7 @@ def convert_inception(tensors: Mapping[str, Any]) -> Conversion:
     >>> convert_inception({})
     Traceback (most recent call last):
     ...
-    checkpoints_convert.mappings.table.ConversionError: the checkpoint (0 tensors) does not fit...
+    checkpoints_convert.table.ConversionError: the checkpoint (0 tensors) does not fit...
     """
     classes = tensors["fc.weight"].shape[0] if "fc.weight" in tensors else 1008
     if classes != 1008:

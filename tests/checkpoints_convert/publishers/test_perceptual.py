@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from checkpoints_convert.mappings import perceptual
-from checkpoints_convert.mappings.table import ConversionError, flatten
+from checkpoints_convert.publishers import perceptual
+from checkpoints_convert.table import ConversionError, flatten
 from fpjax.perceptual import inception_shapes
 from fpjax.perceptual.lpips import lpips_shapes
 
@@ -132,12 +132,7 @@ def test_torchvision_inception_is_not_taken_for_the_fid_network():
         perceptual.convert_inception(inception() | {"fc.weight": marked((1000, 2048), 0)})
 
 
-def test_detect_and_misfits():
-    assert perceptual.detect(torchvision("vgg")) == "vgg16"
-    assert perceptual.detect(torchvision("alex")) == "alexnet"
-    assert perceptual.detect({**torchvision("alex"), **heads("alex")}) == "lpips"
-    assert perceptual.detect(inception()) == "inception"
-    assert perceptual.detect(["x"]) is None
+def test_misfits_are_named():
     with pytest.raises(ConversionError, match="without a backbone"):
         perceptual.convert_lpips(heads("vgg"))
     with pytest.raises(ConversionError, match="does not fit the model"):

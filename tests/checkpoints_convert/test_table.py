@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from checkpoints_convert.mappings.table import (
+from checkpoints_convert.table import (
     ConversionError,
     Ignorable,
     Rule,
@@ -102,7 +102,7 @@ def test_every_misfit_is_refused_and_named(tensors, shapes, problem):
 
 
 def test_error_keeps_every_problem_when_the_message_is_cut():
-    with pytest.raises(ConversionError, match="and 28 more") as error:
+    with pytest.raises(ConversionError, match="and 30 more") as error:
         convert({}, [], [], {str(i): (1,) for i in range(40)})
     assert len(error.value.problems) == 40
 

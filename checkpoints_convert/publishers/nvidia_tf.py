@@ -15,10 +15,29 @@ from typing import Any
 
 import numpy as np
 
-from checkpoints_convert.mappings.table import Conversion, ConversionError, Ignorable, Rule, convert
+from checkpoints_convert.describe import describe
+from checkpoints_convert.documents import choice, number, unexpected
+from checkpoints_convert.found import Found
+from checkpoints_convert.publishers.stylegan2 import (
+    FIR,
+    MAPPING_LR_MULTIPLIER,
+    MAX_SIDES,
+    Shapes,
+    StyleGAN2Options,
+    check_image_channels,
+    check_mapping,
+    check_start,
+    check_unconditional,
+    config_of,
+    silence,
+)
+from checkpoints_convert.publishers.stylegan2 import sides as sides_of
+from checkpoints_convert.readers import Checkpoint, is_tf_network, tf_network
+from checkpoints_convert.recognised import Recognised, recognised
+from checkpoints_convert.request import Request
+from checkpoints_convert.table import Conversion, ConversionError, Ignorable, Rule, convert
 from fpjax.models import stylegan2
-
-MAPPING_LR_MULTIPLIER = 0.01
+from fpjax.models._layers import MAX_DEPTH
 
 TRANSFORMS = {
     "const": lambda x: np.transpose(x[0], (1, 2, 0)),
@@ -29,12 +48,40 @@ TRANSFORMS = {
     "style_bias": lambda x: x + np.asarray(1, x.dtype),
 }
 
-_ONLY = {"architecture": "skip", "nonlinearity": "lrelu", "mapping_nonlinearity": "lrelu"}
+_ONLY = {
+    "architecture": ("skip",),
+    "nonlinearity": ("lrelu",),
+    "mapping_nonlinearity": ("lrelu",),
+    "normalize_latents": (True,),
+    "label_size": (0,),
+}
 """Settings of which fpjax has one value."""
 
 IGNORABLE = [
     Ignorable(r"lod", "level of detail of progressive growing, unused by StyleGAN2"),
 ]
+
+
+def from_networks(file: Checkpoint, request: Request) -> Recognised | None:
+    """A network of these programs, alone or the trio (G, D, Gs)."""
+    tree = file.tree
+    alone = is_tf_network(tree)
+    if alone:
+        node, notes = tree, ()
+    elif type(tree) in (tuple, list) and len(tree) == 3 and all(map(is_tf_network, tree)):
+        raw = request.weights == "raw"
+        node = tree[0 if raw else 2]
+        notes = (f"the weights of {'G' if raw else 'Gs'} are used",)
+    else:
+        return None
+    kind = "StyleGAN2, NVIDIA TensorFlow pickle"
+    options = request.read(kind, StyleGAN2Options, weights=not alone)
+    network = tf_network(node, limits=file.limits)
+    variables = variables_of(network)
+    settings = settings_of(network)
+    conversion = convert_generator(variables, settings, options.mapping_lr_multiplier)
+    origins = {name: (file.path, name) for name in variables}
+    return recognised(kind, Found(file, {}), conversion, notes, (), origins)
 
 
 def variables_of(network: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,7 +100,7 @@ def variables_of(network: Mapping[str, Any]) -> dict[str, Any]:
         for name, tensor in node["variables"].items():
             short = re.sub(r"^(?:\w+/)?(?:G_)?(?:synthesis|mapping)/|^Gs?/", "", name)
             if short in variables and short != "lod":  # both halves may keep it
-                raise ConversionError(f"two variables named {short} in one network")
+                raise ConversionError(f"two variables named {describe(short)} in one network")
             variables[short] = tensor
         stack += node["components"].values()
     return variables
@@ -115,46 +162,46 @@ def infer_config(
     """Reads the architecture from names and shapes, and what they cannot show from `settings`.
 
     Raises:
-      ConversionError: for a conditional generator, another skeleton or the first StyleGAN, or if a
-        variable that shows the architecture is missing.
+      ConversionError: for a network that fpjax does not have (conditional, another skeleton or
+        activation, the first StyleGAN), or if a variable that shows the architecture is missing.
     """
     settings = settings or {}
-
-    def shape(name):
-        if name not in variables:
-            raise ConversionError(
-                f"variable {name} is missing: not a TensorFlow StyleGAN2 generator"
-            )
-        return tuple(variables[name].shape)
-
+    shape = Shapes(variables, "TensorFlow StyleGAN2 generator")
     if any("/StyleMod/" in name for name in variables):
         raise ConversionError("a generator of the first StyleGAN: fpjax has StyleGAN2")
-    for name in ("LabelConcat/weight", "LabelEmbed/weight"):
-        if name in variables:
-            raise ConversionError(f"the generator is conditional ({name}): not supported")
+    check_unconditional(variables, "LabelConcat/", "LabelEmbed/")
     for name, only in _ONLY.items():
-        if settings.get(name, only) != only:
-            raise ConversionError(f"{name} {settings[name]!r}: fpjax has {only!r} alone")
-    sides = [2**i for i in range(3, 11) if f"{2**i}x{2**i}/Conv1/weight" in variables]
-    channels = [(4, shape("4x4/Conv/weight")[3])]
-    channels += [(side, shape(f"{side}x{side}/Conv1/weight")[3]) for side in sides]
-    depth = 0
-    while f"Dense{depth}/weight" in variables:
-        depth += 1
-    w_dim = shape("4x4/Conv/mod_weight")[0]
-    taps = settings.get("resample_kernel") or (1.0, 3.0, 3.0, 1.0)
-    stated = settings.get("mapping_lrmul") or MAPPING_LR_MULTIPLIER
-    clamp = settings.get("conv_clamp")
-    return stylegan2.StyleGAN2Config(
+        choice(settings, name, only)
+    check_start(*shape("4x4/Const/const", 4)[2:])
+    check_image_channels(shape("4x4/ToRGB/weight", 4)[3])
+    sides = [2**i for i in range(3, 2 + MAX_SIDES) if f"{2**i}x{2**i}/Conv1/weight" in variables]
+    channels = [(4, shape("4x4/Conv/weight", 4)[3])]
+    channels += [(side, shape(f"{side}x{side}/Conv1/weight", 4)[3]) for side in sides]
+    layers: list[tuple[int, int]] = []
+    while f"Dense{len(layers)}/weight" in variables and len(layers) <= MAX_DEPTH:
+        inputs, outputs = shape(f"Dense{len(layers)}/weight", 2)
+        layers.append((inputs, outputs))
+    w_dim = shape("4x4/Conv/mod_weight", 2)[0]
+    return config_of(
         resolution=max(sides, default=4),
-        z_dim=shape("Dense0/weight")[0] if depth else w_dim,
+        z_dim=check_mapping(layers, w_dim, z_dim=settings.get("latent_size")),
         w_dim=w_dim,
-        num_mapping_layers=depth,
-        mapping_lr_multiplier=float(mapping_lr_multiplier or stated),
+        num_mapping_layers=len(layers),
+        mapping_lr_multiplier=mapping_lr_multiplier
+        or number(settings, "mapping_lrmul", MAPPING_LR_MULTIPLIER),
         channels=tuple(channels),
-        fir=tuple(float(tap) for tap in taps),
-        conv_clamp=None if clamp is None else float(clamp),
+        fir=_taps(settings.get("resample_kernel")),
+        conv_clamp=number(settings, "conv_clamp"),
     )
+
+
+def _taps(stated: Any) -> tuple[float, ...]:
+    if stated is None:
+        return FIR
+    listed = type(stated) in (list, tuple) and len(stated) == 4
+    if not listed or not all(type(tap) in (int, float) for tap in stated):
+        raise unexpected("resample_kernel", stated, "four numbers")
+    return tuple(number({"resample_kernel": tap}, "resample_kernel") for tap in stated)
 
 
 def convert_generator(
@@ -176,12 +223,18 @@ def convert_generator(
       ConversionError: listing what is unmapped, unfilled or misshapen.
     """
     config = infer_config(variables, settings, mapping_lr_multiplier)
-    notes = []
-    if "mapping_lrmul" not in (settings or {}):
+    variables, notes = dict(variables), []
+    if "mapping_lrmul" not in (settings or {}) and mapping_lr_multiplier is None:
         notes.append(
             f"mapping learning-rate multiplier {config.mapping_lr_multiplier} is assumed: the file "
             "does not state it"
         )
+    layers = {}
+    for index, side in enumerate(sides_of(config)):
+        name = "Conv" if index == 0 else "Conv0_up" if index % 2 else "Conv1"
+        strength = f"{side}x{side}/{name}/noise_strength"
+        layers[f"{side}x{side}/{name}"] = (strength, f"noise{index}", (1, 1, side, side))
+    notes += silence(variables, layers)
     shapes = stylegan2.param_shapes(config)
     plan = convert(variables, rules(config), IGNORABLE, shapes, TRANSFORMS)
     return Conversion("stylegan2", config, plan, tuple(notes))

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from checkpoints_convert.mappings import taesd
-from checkpoints_convert.mappings.table import ConversionError, flatten, unflatten
+from checkpoints_convert.publishers import taesd
+from checkpoints_convert.table import ConversionError, flatten, unflatten
 from fpjax.models import autoencoder_tiny
 from fpjax.models.autoencoder_tiny import AutoencoderTinyConfig
 

@@ -4,13 +4,21 @@ Encoder and decoder are published as two files, each a plain sequence of layers:
 layer's position. Architectures are inferred from which positions hold residual blocks.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import itertools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from checkpoints_convert.mappings.table import (
+from checkpoints_convert.found import Found, at, check_alone, describe_file, tensors_of
+from checkpoints_convert.printable import printable
+from checkpoints_convert.publishers.compvis_first_stage import shapes_of
+from checkpoints_convert.readers import read
+from checkpoints_convert.recognised import Recognised, recognised
+from checkpoints_convert.request import Request
+from checkpoints_convert.table import (
     Conversion,
     ConversionError,
     Rule,
@@ -22,31 +30,63 @@ from checkpoints_convert.mappings.table import (
 from fpjax.models import autoencoder_tiny
 from fpjax.models.autoencoder_tiny import AutoencoderTinyConfig
 
+KIND = "tiny autoencoder, TAESD family"
+DECODER, ENCODER = ("3.conv.0.weight", "1.weight"), ("1.conv.0.weight", "0.weight")
 
-def detect(names: Iterable[str]) -> str | None:
-    """Which half a state dict's names are: "decoder", "encoder" or, where neither, None.
 
-    >>> detect(["1.weight", "3.conv.0.weight"])
-    'decoder'
+@dataclasses.dataclass(frozen=True)
+class TaesdOptions:
+    """What no tensor shows.
+
+    Attributes:
+        resolution: nominal side of an image in pixels; 256.
     """
-    names = set(names)
-    if {"1.weight", "3.conv.0.weight"} <= names:
-        return "decoder"
-    return "encoder" if {"0.weight", "1.conv.0.weight"} <= names else None
+
+    resolution: int | None = None
+
+
+def from_files(found: Found, request: Request) -> Recognised | None:
+    """A decoder, with the encoder if it is given or in the same file."""
+    here = at(found, request, *DECODER)
+    if here is None:
+        if at(found, request, *ENCODER) is not None:
+            raise ConversionError(
+                "a TAESD encoder: give the decoder as FILE and this with --encoder"
+            )
+        return None
+    options = request.read(KIND, TaesdOptions, files=("encoder",), weights=here.weighted)
+    check_alone(here)
+    origins = {f"decoder.{name}": place for name, place in here.origins.items()}
+    other, more = None, ()
+    if request.encoder is not None:
+        file = read(request.encoder)
+        other = at(tensors_of(file), Request(), *ENCODER)
+        if other is None:
+            raise ConversionError(
+                f"{printable(request.encoder)}: no TAESD encoder: {describe_file(file)}"
+            )
+        more = (other,)
+    elif here.prefix.endswith("decoder.") and at(found, Request(), *ENCODER) is not None:
+        other = at(found, Request(), *ENCODER)
+    if other is not None:
+        origins |= {f"encoder.{name}": place for name, place in other.origins.items()}
+    encoder = None if other is None else other.tensors
+    conversion = convert_taesd(here.tensors, encoder, resolution=options.resolution)
+    return recognised(KIND, here, conversion, (), more, origins)
 
 
 def convert_taesd(
     decoder: Mapping[str, Any],
     encoder: Mapping[str, Any] | None = None,
     *,
-    resolution: int = 256,
+    resolution: int | None = None,
 ) -> Conversion:
     """Maps the state dicts of a decoder file and, where there is one, its encoder file.
 
     Args:
       decoder: name -> array of `*_decoder.pth`.
       encoder: name -> array of `*_encoder.pth`.
-      resolution: nominal side of an image in pixels, which no tensor tells.
+      resolution: nominal side of an image in pixels, which no tensor tells; None is 256.
 
     Returns:
       The `Conversion`; sources are named with "decoder." or "encoder." before their own names.
@@ -57,7 +97,7 @@ def convert_taesd(
     >>> convert_taesd({})
     Traceback (most recent call last):
     ...
-    checkpoints_convert.mappings.table.ConversionError: not a TAESD decoder: ...
+    checkpoints_convert.table.ConversionError: not a TAESD decoder: ...
     """
     config = infer_config(decoder, encoder, resolution=resolution)
     tensors = {f"decoder.{name}": tensor for name, tensor in decoder.items()}
@@ -65,7 +105,9 @@ def convert_taesd(
     shapes = autoencoder_tiny.param_shapes(config)
     # The decoder's first layer is the clamp, which has no parameters.
     plan = convert(tensors, layer_rules(config, r"encoder\.", r"decoder\.", 1), [], shapes)
-    notes = [f"resolution {resolution} is nominal: no tensor tells it"]
+    notes = []
+    if resolution is None:
+        notes.append(f"resolution {config.resolution} is nominal: no tensor tells it")
     if encoder is None:
         notes.append("no encoder was given: this model decodes only")
     return Conversion("autoencoder_tiny", config, plan, tuple(notes))
@@ -75,39 +117,53 @@ def infer_config(
     decoder: Mapping[str, Any],
     encoder: Mapping[str, Any] | None = None,
     *,
-    resolution: int = 256,
+    resolution: int | None = None,
 ) -> AutoencoderTinyConfig:
     """The architecture that the names and shapes tell.
 
     >>> infer_config({"1.weight": None})
     Traceback (most recent call last):
     ...
-    checkpoints_convert.mappings.table.ConversionError: not a TAESD decoder: ...
+    checkpoints_convert.table.ConversionError: not a TAESD decoder: ...
     """
     for half, tensors in (("decoder", decoder), ("encoder", encoder)):
-        if tensors is not None and detect(tensors) != half:
-            found = f", it is an {detect(tensors)}" if detect(tensors) else ""
+        if tensors is not None and _half(tensors) != half:
+            found = f", it is an {_half(tensors)}" if _half(tensors) else ""
             raise ConversionError(
                 f"not a TAESD {half}: its layers are not in that half's places{found}"
             )
-    last = max(int(name.split(".")[0]) for name in decoder)
-    config = AutoencoderTinyConfig(
-        latent_channels=decoder["1.weight"].shape[1],
-        channels=decoder["1.weight"].shape[0],
-        decoder_blocks=_runs(decoder),
-        midblock_norm="3.pool.0.weight" in decoder,
-        out_channels=decoder[f"{last}.weight"].shape[0],
-        resolution=resolution,
-        has_encoder=False,
-    )
-    if encoder is None:
-        return config
-    return dataclasses.replace(
-        config,
-        encoder_blocks=_runs(encoder),
-        in_channels=encoder["0.weight"].shape[1],
-        has_encoder=True,
-    )
+    shape = shapes_of(decoder, "a TAESD decoder")
+    outputs, inputs = shape("1.weight", 4)[:2]
+    values = {
+        "latent_channels": inputs,
+        "channels": outputs,
+        "decoder_blocks": _runs(decoder),
+        "midblock_norm": "3.pool.0.weight" in decoder,
+        "out_channels": shape(f"{_last(decoder)}.weight", 4)[0],
+        "resolution": resolution or 256,
+        "has_encoder": encoder is not None,
+    }
+    if encoder is not None:
+        values["encoder_blocks"] = _runs(encoder)
+        values["in_channels"] = shapes_of(encoder, "a TAESD encoder")("0.weight", 4)[1]
+    try:
+        return AutoencoderTinyConfig(**values)
+    except ValueError as error:
+        raise ConversionError(f"no tiny autoencoder that fpjax has: {error}") from error
+
+
+def _half(names: Iterable[str]) -> str | None:
+    """Which half a state dict's names are: "decoder", "encoder" or, where neither, None."""
+    names = set(names)
+    if names.issuperset(DECODER):
+        return "decoder"
+    return "encoder" if names.issuperset(ENCODER) else None
+
+
+def _last(names: Iterable[str]) -> int:
+    """The last position in the sequence of layers."""
+    places = (re.match(r"(\d{1,6})\.", name) for name in names)
+    return max((int(place[1]) for place in places if place), default=0)
 
 
 def layer_rules(
@@ -160,7 +216,7 @@ def _block(source: str, target: str) -> list[Rule]:
 
 def _runs(names: Iterable[str]) -> tuple[int, ...]:
     """Lengths of the runs of consecutive positions that hold a residual block."""
-    matches = (re.fullmatch(r"(\d+)\.conv\.0\.weight", name) for name in names)
+    matches = (re.fullmatch(r"(\d{1,6})\.conv\.0\.weight", name) for name in names)
     places = sorted(int(match[1]) for match in matches if match)
     # Within a run, position minus rank is constant.
     runs = itertools.groupby(enumerate(places), key=lambda ranked: ranked[1] - ranked[0])

@@ -3,10 +3,15 @@
 import numpy as np
 import pytest
 
-from checkpoints_convert.mappings import compvis_ldm
-from checkpoints_convert.mappings.table import ConversionError, flatten, select
+from checkpoints_convert.publishers import compvis, compvis_first_stage, compvis_unet
+from checkpoints_convert.publishers.compvis import WholeOptions
+from checkpoints_convert.publishers.compvis_first_stage import FirstStageOptions
+from checkpoints_convert.publishers.compvis_unet import UNetOptions
+from checkpoints_convert.table import ConversionError, flatten, select
 from fpjax.models import diffusion
 from tests.fixtures import fixture
+
+HEADS = UNetOptions(num_head_channels=16)
 
 
 def state_dict(name):
@@ -52,7 +57,8 @@ def whole(first_stage, unet):
 
 
 def convert(tensors, **options):
-    return compvis_ldm.convert_ldm(tensors, resolution=32, num_head_channels=16, **options)
+    settings = WholeOptions(resolution=32, num_head_channels=16)
+    return compvis.convert_ldm(tensors, settings, **options)
 
 
 def test_a_whole_checkpoint_gives_both_models_and_their_configs(whole, unet):
@@ -66,7 +72,7 @@ def test_a_whole_checkpoint_gives_both_models_and_their_configs(whole, unet):
     # The averaged weights, which the fixture made twice the raw ones.
     np.testing.assert_array_equal(params["diffusion"]["conv_out"]["bias"], 2 * unet["out.2.bias"])
     assert any("averaged (EMA) weights are used" in note for note in conversion.notes)
-    assert any("16 channels a head is assumed" in note for note in conversion.notes)
+    assert any("16 channels a head is taken" in note for note in conversion.notes)
 
 
 def test_every_tensor_is_used_once_or_ignored_with_a_reason(whole):
@@ -95,20 +101,22 @@ def test_fused_projections_split_by_head(unet):
     # Per head: queries, keys, values; 64 channels in heads of 16, or all queries first.
     name = "middle_block.1.qkv"
     weight, bias = unet[f"{name}.weight"][..., 0], unet[f"{name}.bias"]
-    params = compvis_ldm.convert_unet(unet, num_head_channels=16).plan.apply()["mid"]["attn_1"]
+    params = compvis_unet.convert_unet(unet, HEADS).plan.apply()["mid"]["attn_1"]
     for head in range(4):
         for i, part in enumerate("qkv"):
             rows = slice(48 * head + 16 * i, 48 * head + 16 * i + 16)
             ours = slice(16 * head, 16 * head + 16)
             np.testing.assert_array_equal(params[part]["weight"][:, ours], weight[rows].T)
             np.testing.assert_array_equal(params[part]["bias"][ours], bias[rows])
-    new = compvis_ldm.convert_unet(unet, num_head_channels=16, new_attention_order=True)
+    new = compvis_unet.convert_unet(
+        unet, UNetOptions(num_head_channels=16, new_attention_order=True)
+    )
     params = new.plan.apply()["mid"]["attn_1"]
     np.testing.assert_array_equal(params["k"]["weight"], weight[64:128].T)
 
 
 def test_unet_architecture_is_inferred(unet):
-    config = compvis_ldm.infer_unet_config(unet, num_head_channels=16)
+    config = compvis_unet.infer_config(unet, HEADS)
     assert config.channels == (32, 64, 64)
     assert config.attention_resolutions == (2, 4)
     assert (config.num_res_blocks, config.use_scale_shift_norm) == (1, False)
@@ -116,7 +124,7 @@ def test_unet_architecture_is_inferred(unet):
 
 def test_decoder_without_encoder_is_inferred_with_its_attention():
     tensors = state_dict("compvis_kl_f4_tiny_random.npz")
-    conversion = compvis_ldm.convert_autoencoder(tensors, resolution=32)
+    conversion = compvis_first_stage.convert_autoencoder(tensors, FirstStageOptions(resolution=32))
     config = conversion.config
     assert not config.has_encoder and config.attn_resolutions == (8,) and config.n_embed is None
     assert (config.channels, config.num_res_blocks) == ((32, 64, 64), 1)
@@ -124,15 +132,15 @@ def test_decoder_without_encoder_is_inferred_with_its_attention():
 
 
 def test_training_loss_is_ignored_and_anything_else_refused(first_stage):
-    plan = compvis_ldm.convert_autoencoder(
+    plan = compvis_first_stage.convert_autoencoder(
         {**first_stage, "loss.discriminator.main.0.weight": np.zeros(1)}
     ).plan
     assert [name for name, _ in plan.ignored] == ["loss.discriminator.main.0.weight"]
     with pytest.raises(ConversionError, match="no rule for source tensor decoder"):
-        compvis_ldm.convert_autoencoder({**first_stage, "decoder.extra": np.zeros(1)})
+        compvis_first_stage.convert_autoencoder({**first_stage, "decoder.extra": np.zeros(1)})
     missing = {k: v for k, v in first_stage.items() if k != "decoder.mid.attn_1.q.bias"}
     with pytest.raises(ConversionError, match="nothing fills parameter decoder/mid/attn_1/q/bias"):
-        compvis_ldm.convert_autoencoder(missing)
+        compvis_first_stage.convert_autoencoder(missing)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +150,7 @@ def test_training_loss_is_ignored_and_anything_else_refused(first_stage):
         ({"surprise": np.zeros(1)}, "no rule for source tensor surprise"),
         ({"alphas_cumprod": np.linspace(0.9, 0.1, 1000)}, "is no linear"),
         ({"alphas_cumprod": None}, "schedule is unknown"),
-        ({"model_ema.diffusion_modelnonsense": np.zeros(1)}, "is no averaged U-Net weight"),
+        ({"model_ema.diffusion_modelnonsense": np.zeros(1)}, "no rule for source tensor"),
     ],
 )
 def test_what_does_not_fit_a_whole_model_is_named(whole, change, message):
@@ -153,10 +161,10 @@ def test_what_does_not_fit_a_whole_model_is_named(whole, change, message):
 
 def test_other_unets_are_named(unet):
     with pytest.raises(ConversionError, match="a conditional U-Net"):
-        compvis_ldm.convert_unet({**unet, "label_emb.weight": np.zeros(1)})
+        compvis_unet.convert_unet({**unet, "label_emb.weight": np.zeros(1)})
     inside = {k.replace(".op.", ".0.in_layers."): v for k, v in unet.items()}
     with pytest.raises(ConversionError):
-        compvis_ldm.convert_unet(inside)
+        compvis_unet.convert_unet(inside)
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "sqrt_linear"])
@@ -166,10 +174,3 @@ def test_every_named_schedule_is_recognised(whole, name):
     found = convert({**whole, "alphas_cumprod": alphas.astype(np.float32)}).config["diffusion"]
     assert found.beta_schedule == name
     np.testing.assert_allclose(found.alphas_cumprod, alphas, rtol=1e-4, atol=1e-7)
-
-
-def test_detect(whole, first_stage, unet):
-    assert compvis_ldm.detect(whole) == "ldm"
-    assert compvis_ldm.detect(first_stage) == "autoencoder"
-    assert compvis_ldm.detect(unet) == "unet"
-    assert compvis_ldm.detect(["mapping.fc0.weight"]) is None

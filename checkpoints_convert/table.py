@@ -15,11 +15,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from checkpoints_convert.printable import name
 from fpjax.models.checkpoint import flatten, unflatten
 
 Transform = Callable[[np.ndarray], Any]
 
-_MAX_NAMES_IN_MESSAGE = 12
+SHOWN = 10  # problems in one message; the error has all
+MAX_TENSORS = 50_000  # of one network; the largest known has 2,000
 
 
 class ConversionError(ValueError):
@@ -186,6 +188,11 @@ def convert(
     >>> plan.apply()["layer"]["0"]["weight"].shape
     (3, 2)
     """
+    if len(tensors) > MAX_TENSORS:
+        raise ConversionError(
+            f"{len(tensors):,} tensors: no network that fpjax has is made of more than "
+            f"{MAX_TENSORS:,}"
+        )
     rules = [Rule(*rule) for rule in rules]
     available = _all_transforms(rules, transforms or {})
     compiled = [(re.compile(rule.pattern), rule) for rule in rules]
@@ -204,14 +211,16 @@ def convert(
             continue
         shape = _shape(tensors[source])
         if not matches:
-            problems.append(f"no rule for source tensor {source} {shape}")
+            problems.append(f"no rule for source tensor {name(source)} {shape}")
             continue
         if getattr(getattr(tensors[source], "dtype", None), "kind", "f") in "biucSUOmM":
             dtype = tensors[source].dtype
-            problems.append(f"source tensor {source} {shape} is of {dtype}, expected floats")
+            problems.append(f"source tensor {name(source)} {shape} is of {dtype}, expected floats")
         if len(matches) > 1 or reasons:
             which = [rule.pattern for _, rule in matches] + ["(ignorable)"] * bool(reasons)
-            problems.append(f"source tensor {source} matches several rules: {', '.join(which)}")
+            problems.append(
+                f"source tensor {name(source)} matches several rules: {', '.join(which)}"
+            )
             continue
         match, rule = matches[0]
         templates = (rule.target,) if isinstance(rule.target, str) else rule.target
@@ -219,23 +228,27 @@ def convert(
         try:
             given = [part.shape for part in _parts(available[rule.transform](_dummy(shape)))]
         except (ValueError, IndexError) as error:
-            problems.append(f"{source} {shape} does not suit {rule.transform}: {error}")
+            problems.append(f"{name(source)} {shape} does not suit {rule.transform}: {error}")
             filled.update((target, source) for target in targets)
             continue
         if len(given) != len(targets):
             problems.append(
-                f"{rule.transform} gives {len(given)} arrays for {source}, "
+                f"{rule.transform} gives {len(given)} arrays for {name(source)}, "
                 f"the rule names {len(targets)} targets"
             )
             continue
         for target, part in zip(targets, given, strict=True):
             if target in filled:
-                problems.append(f"{target} is filled by both {filled[target]} and {source}")
+                both = f"{name(filled[target])} and {name(source)}"
+                problems.append(f"{name(target)} is filled by both {both}")
             elif target not in expected:
-                problems.append(f"{source} {shape} maps to {target}, which this model lacks")
+                problems.append(
+                    f"{name(source)} {shape} maps to {name(target)}, which this model lacks"
+                )
             elif part != expected[target]:
                 problems.append(
-                    f"{source} {shape} gives {target} {part}, the model needs {expected[target]}"
+                    f"{name(source)} {shape} gives {target} {part}, the model needs "
+                    f"{expected[target]}"
                 )
             else:
                 steps.append(Step(source, target, shape, part, rule.transform))
@@ -350,7 +363,7 @@ def _all_transforms(rules: Sequence[Rule], extra: Mapping[str, Transform]) -> di
 
 
 def _message(num_sources: int, num_targets: int, problems: Sequence[str]) -> str:
-    shown = list(problems[:_MAX_NAMES_IN_MESSAGE])
+    shown = list(problems[:SHOWN])
     if more := len(problems) - len(shown):
         shown.append(f"... and {more} more (see the error's `problems`)")
     return (

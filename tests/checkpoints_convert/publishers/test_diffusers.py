@@ -9,8 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from checkpoints_convert.mappings import diffusers as mapping
-from checkpoints_convert.mappings.table import ConversionError
+from checkpoints_convert.detect import recognise
+from checkpoints_convert.publishers.diffusers_autoencoder import (
+    AutoencoderOptions,
+    convert_autoencoder,
+    convert_autoencoder_tiny,
+)
+from checkpoints_convert.publishers.diffusers_unet import convert_unet
+from checkpoints_convert.request import Request
+from checkpoints_convert.table import ConversionError
 from fpjax.models import autoencoder, autoencoder_tiny, diffusion, unet
 from tests.fixtures import relative_error
 
@@ -79,26 +86,26 @@ def run(function, config, params, *arrays, **options):
             "attn_norm_num_groups": 8,
             "norm_eps": 1e-3,
             "in_channels": 4,
-            "out_channels": 5,
+            "out_channels": 4,
             "block_out_channels": [32, 48],
         },
     ],
 )
 def test_unet(options):
     model, tensors, config = original("UNet2DModel", UNET_BASE | options)
-    conversion = mapping.convert_unet(tensors, config)
+    conversion = convert_unet(tensors, config)
     x, t = images(2, 8, 8, config["in_channels"]), np.asarray([3, 801], np.int32)
     import torch
 
     expected = nhwc(model(nchw(x), torch.from_numpy(t)).sample)
-    eps = run(unet.denoise, conversion.config, conversion.plan.apply(), x, t)
+    eps = run(unet.denoise, conversion.config.unet, conversion.plan.apply(), x, t)
     assert relative_error(eps, expected) < PARITY
 
 
 def test_autoencoder_kl():
     options = {"latent_channels": 4, "scaling_factor": 0.3, "shift_factor": 0.2}
     model, tensors, config = original("AutoencoderKL", AUTOENCODER_BASE | options)
-    conversion = mapping.convert_autoencoder(tensors, config)
+    conversion = convert_autoencoder(tensors, config)
     params, x = conversion.plan.apply(), images(2, 16, 16, 3)
     mean = nhwc(model.encode(nchw(x)).latent_dist.mean)
     z = run(autoencoder.encode, conversion.config, params, x)
@@ -111,7 +118,7 @@ def test_autoencoder_kl():
 def test_vq_model(quantize):
     options = {"latent_channels": 3, "vq_embed_dim": 5, "num_vq_embeddings": 32}
     model, tensors, config = original("VQModel", AUTOENCODER_BASE | options)
-    conversion = mapping.convert_autoencoder(tensors, config, scale_factor=1.0)
+    conversion = convert_autoencoder(tensors, config, AutoencoderOptions(scale_factor=1.0))
     params, x = conversion.plan.apply(), images(2, 16, 16, 3)
     latents = nhwc(model.encode(nchw(x)).latents)
     z = run(autoencoder.encode, conversion.config, params, x)
@@ -129,7 +136,7 @@ def test_autoencoder_tiny():
         "num_decoder_blocks": [2, 1],
     }
     model, tensors, config = original("AutoencoderTiny", {"latent_channels": 6} | sizes)
-    conversion = mapping.convert_autoencoder_tiny(tensors, config)
+    conversion = convert_autoencoder_tiny(tensors, config)
     params, x = conversion.plan.apply(), images(2, 16, 16, 3)
     latents = nhwc(model.encode(nchw(x)).latents)
     assert (
@@ -148,7 +155,7 @@ def test_names_of_old_files():
             name = name.replace(f".{new}.", f".{former}.")
         old[name] = tensor
     assert old.keys() != tensors.keys()
-    converted = (mapping.convert_autoencoder(t, config).plan.apply() for t in (tensors, old))
+    converted = (convert_autoencoder(t, config).plan.apply() for t in (tensors, old))
     assert jax.tree.all(jax.tree.map(np.array_equal, *converted))
 
 
@@ -159,7 +166,9 @@ def test_scheduler_gives_the_schedule_that_diffusers_computes():
         scheduler = diffusers.DDIMScheduler(
             beta_schedule=schedule, beta_start=0.0015, beta_end=0.0195
         )
-        conversion = mapping.convert_unet(tensors, config, dict(scheduler.config))
+        conversion = convert_unet(
+            tensors, config, {**scheduler.config, "_class_name": "DDIMScheduler"}
+        )
         assert conversion.architecture == "diffusion"
         # Computed there in float32, over 1000 factors.
         np.testing.assert_allclose(
@@ -173,46 +182,49 @@ def test_scheduler_gives_the_schedule_that_diffusers_computes():
 def test_published_vq_first_stages_are_not_scaled():
     # LDM's first stages were trained unscaled; their configs predate the setting.
     _, tensors, config = original("VQModel", AUTOENCODER_BASE)
-    assert mapping.convert_autoencoder(tensors, config).notes[0].startswith("scale_factor 0.18215")
+    assert convert_autoencoder(tensors, config).notes[0].startswith("scale_factor 0.18215")
     del config["scaling_factor"]
-    conversion = mapping.convert_autoencoder(tensors, config)
+    conversion = convert_autoencoder(tensors, config)
     assert conversion.config.scale_factor == 1.0 and "assumed" in conversion.notes[0]
 
 
-def test_models_are_told_apart_by_class_name():
+def test_models_are_told_apart_by_class_name(tmp_path):
     for name, base, architecture in [
         ("AutoencoderKL", AUTOENCODER_BASE, "autoencoder"),
         ("VQModel", AUTOENCODER_BASE, "autoencoder"),
-        ("UNet2DModel", UNET_BASE, "unet"),
+        ("UNet2DModel", UNET_BASE, "diffusion"),
         ("AutoencoderTiny", {}, "autoencoder_tiny"),
     ]:
-        _, tensors, config = original(name, base)
-        conversion = mapping.convert_model(tensors, {**config, "_class_name": name})
-        assert conversion.architecture == architecture
+        model, _, _ = original(name, base)
+        model.save_pretrained(tmp_path / name)
+        source = recognise(tmp_path / name, Request())
+        assert [part.architecture for part in source.parts] == [architecture]
 
 
 @pytest.mark.parametrize(
     ("function", "config", "message"),
     [
-        ("convert_unet", {"time_embedding_type": "fourier"}, "time_embedding_type = 'fourier'"),
-        ("convert_unet", {"down_block_types": ["SkipDownBlock2D"]}, "block type SkipDownBlock2D"),
-        ("convert_unet", {"down_block_types": ["DownBlock2D"] * 4}, "attention on other levels"),
-        ("convert_unet", {"block_out_channels": [32]}, "4 blocks down, 4 up and 1 channel"),
-        ("convert_unet", {"attn_norm_num_groups": 4}, "attn_norm_num_groups = 4"),
-        ("convert_unet", {"time_embedding_dim": 7}, "time_embedding_dim = 7"),
-        ("convert_unet", {"sample_size": [8, 16]}, "square images"),
-        ("convert_autoencoder", {"latents_mean": [0.0]}, "latents_mean"),
-        ("convert_autoencoder_tiny", {"act_fn": "silu"}, "act_fn = 'silu'"),
-        ("convert_autoencoder_tiny", {"decoder_block_out_channels": [8] * 4}, "one width for all"),
-        ("convert_autoencoder", {}, "nothing fills parameter"),
+        (convert_unet, {"time_embedding_type": "fourier"}, "time_embedding_type = 'fourier'"),
+        (convert_unet, {"down_block_types": ["SkipDownBlock2D"]}, "block type SkipDownBlock2D"),
+        (convert_unet, {"down_block_types": ["DownBlock2D"] * 4}, "attention on other levels"),
+        (convert_unet, {"block_out_channels": [32]}, "4 blocks down, 4 up and 1 channel"),
+        (convert_unet, {"attn_norm_num_groups": 4}, "attn_norm_num_groups = 4"),
+        (convert_unet, {"time_embedding_dim": 7}, "time_embedding_dim = 7"),
+        (convert_unet, {"sample_size": [8, 16]}, "square images"),
+        (convert_autoencoder, {"latents_mean": [0.0]}, "latents_mean"),
+        (convert_autoencoder_tiny, {"act_fn": "silu"}, "act_fn = 'silu'"),
+        (convert_autoencoder_tiny, {"decoder_block_out_channels": [8] * 4}, "one width for all"),
+        (convert_autoencoder, {}, r"no tensor quant_conv\.weight"),
     ],
 )
 def test_what_fpjax_lacks_is_refused_by_name(function, config, message):
     with pytest.raises(ConversionError, match=message):
-        getattr(mapping, function)({}, config)
+        function({}, config)
 
 
 def test_priors_that_predict_something_else_are_refused():
     _, tensors, config = original("UNet2DModel", UNET_BASE)
     with pytest.raises(ConversionError, match="prediction_type = 'v_prediction'"):
-        mapping.convert_unet(tensors, config, {"prediction_type": "v_prediction"})
+        convert_unet(
+            tensors, config, {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"}
+        )
