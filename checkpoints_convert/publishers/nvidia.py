@@ -97,7 +97,10 @@ def from_persistent(file: Checkpoint, request: Request) -> Recognised | None:
         raise ConversionError(
             f"{place}, of class {describe(class_name, 60)}, is no StyleGAN2 generator"
         )
-    settings = {**kwargs, **stored_settings(node)}
+    settings = {**kwargs}
+    for key, stored in stored_settings(node).items():
+        # The layers hold the values that were in use; what they do not hold is as stated.
+        settings[key] = {**_kwargs(kwargs, key), **stored}
     conversion = convert_generator(tensors, settings, options.mapping_lr_multiplier)
     notes = (f"the weights of {shown_name(chosen)} are used",) if chosen else ()
     origins = {name: (file.path, f"{chosen}.{name}".lstrip(".")) for name in tensors}
