@@ -127,6 +127,11 @@ def at(found: Found, request: Request, *anchors: str) -> Found | None:
     prefixes = [start for start in starts if all(start + other in found.all for other in anchors)]
     if not prefixes:
         return None
+    if len(prefixes) == 1 and _unnamed_averages(replace(found, prefix=prefixes[0])):
+        # Beside averages of whatever form, the only network with names has the raw weights.
+        if request.weights == "ema":
+            check_averages(replace(found, prefix=prefixes[0]), request)
+        return replace(found, prefix=prefixes[0], weighted=True)
     chosen = choose(prefixes, request)
     twins = tuple(prefix for prefix in prefixes if prefix != chosen)
     weighted = len(prefixes) > 1 or is_averaged(chosen) or _is_raw(chosen)
@@ -204,23 +209,29 @@ def check_averages(found: Found, request: Request) -> None:
     Raises:
         ConversionError: naming the averages.
     """
-    if is_averaged(found.prefix) or request.weights == "raw":
+    if request.weights == "raw" or not (unused := _unnamed_averages(found)):
         return
+    raise ConversionError(
+        "raw weights beside averages that have no names of this network "
+        f"({shown_names(unused, 3)}): pass --weights raw to convert the raw ones",
+        [f"average without a name: {shown_name(name)}" for name in unused],
+    )
+
+
+def _unnamed_averages(found: Found) -> list[str]:
+    """Names of averages that lie beside a network of raw weights, its rival's left out."""
+    if is_averaged(found.prefix):
+        return []
     others = r"(?:.*[./])?(?:d|disc\w*|e|enc\w*|opt\w*|first_stage_model)(?:_ema)?[./]"
-    unused = [
+    return [
         name
         for name, tensor in found.all.items()
         if not name.startswith(found.prefix)
+        and not any(name.startswith(twin) for twin in found.twins)
         and len(tensor.shape) > 0  # not a counter of the averaging
         and is_averaged(name)
         and not re.match(others, name.lower())
     ]
-    if unused:
-        raise ConversionError(
-            "raw weights beside averages that have no names of this network "
-            f"({shown_names(unused, 3)}): pass --weights raw to convert the raw ones",
-            [f"average without a name: {shown_name(name)}" for name in unused],
-        )
 
 
 def state_dict_start(found: Found) -> str:

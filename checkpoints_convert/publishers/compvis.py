@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 
 from checkpoints_convert.documents import below, choice, flag, integer, number, read_yaml
-from checkpoints_convert.found import Found, at, check_alone, check_averages, state_dict_start
+from checkpoints_convert.found import (
+    Found,
+    at,
+    check_alone,
+    check_averages,
+    is_averaged,
+    state_dict_start,
+)
 from checkpoints_convert.printable import name as shown_name
 from checkpoints_convert.publishers import compvis_first_stage, compvis_unet
 from checkpoints_convert.publishers.compvis_first_stage import FirstStageOptions
@@ -196,14 +203,17 @@ def convert_ldm(
     stage = compvis_first_stage.infer_config(select(tensors, STAGE), stage_options)
     tensors, stage_notes = compvis_first_stage.with_quant_convs(tensors, stage, STAGE)
     raw = select(tensors, UNET)
-    stored = (
-        compvis_unet.averages(tensors, raw) or {} if raw else compvis_unet.averages_alone(tensors)
-    )
+    if use_ema is False:
+        stored = {}
+    elif raw:
+        stored = compvis_unet.averages(tensors, raw) or {}
+    else:
+        stored = compvis_unet.averages_alone(tensors)
     if use_ema and not stored:
         raise ConversionError("--weights ema, and the file has no averaged (EMA) weights")
     if use_ema is False and not raw:
         raise ConversionError("--weights raw, and the file has averaged (EMA) weights alone")
-    use_ema = bool(stored) and use_ema is not False
+    asked, use_ema = use_ema, bool(stored)
     source = {name: tensors[full] for name, full in stored.items()} if use_ema else raw
     resolution = options.resolution or 256
     config = compvis_unet.infer_config(
@@ -221,7 +231,7 @@ def convert_ldm(
     else:
         table = under(table, r"model\.diffusion_model\.", "diffusion/")
         unused = Ignorable(
-            rf"{averaged}(?!decay$|num_updates$).*", "averages; the raw weights are used"
+            r"model_ema\.(?!decay$|num_updates$).*", "averages; the raw weights are used"
         )
     plan = convert(
         tensors,
@@ -235,7 +245,7 @@ def convert_ldm(
         *stage_notes,
         *options.notes(compvis_unet.is_fused(source)),
         f"the U-Net's {which} weights are used"
-        + ("" if stored else ": the file has no averaged (EMA) ones"),
+        + ("" if stored or asked is False else ": the file has no averaged (EMA) ones"),
     ]
     if options.resolution is None:
         notes.append(f"resolution {resolution} is nominal: no tensor tells it")
@@ -285,12 +295,13 @@ def from_unet(found: Found, request: Request) -> Recognised | None:
         for name, tensor in here.tensors.items()
         if not name.startswith("model_ema.") and not _schedule_name(name)
     }
-    stored = compvis_unet.averages(here.all, own, start)
-    weights = here.weighted or stored is not None
+    raw = request.weights == "raw"
+    stored = None if raw else compvis_unet.averages(here.all, own, start)
+    weights = here.weighted or any(map(is_averaged, here.all))
     given = request.read(kind, UNetOptions, files=("config",), weights=weights)
     check_alone(here, also=BESIDE_A_UNET)
     notes: tuple[str, ...] = ()
-    if stored is not None and request.weights != "raw":
+    if stored is not None:
         tensors = {name: here.all[full] for name, full in stored.items()}
         origins = {name: (here.file.path, full) for name, full in stored.items()}
         notes = ("the U-Net's averaged (EMA) weights are used",)
