@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def recognise(path: Path, request: Request) -> Recognised:
 
 
 def _from_file(path: Path, request: Request) -> Recognised:
-    if path.name.endswith(".index.json") and path.is_file():
+    if re.search(r"\.index(\.\w+)?\.json$", path.name) and path.is_file():
         return diffusers.from_folder(path.parent, request)
     file = read(path)
     if (made := _first(FROM_OBJECTS, file, request)) is not None:

@@ -54,6 +54,7 @@ class Found:
         twins: prefixes of the same network's other copies (raw beside averaged weights).
         attributes: plain numbers and words that modules saved whole keep, by dotted name.
         weighted: whether names say that the weights are averaged or raw.
+        places: the file of each tensor that is not in `file`, where a model is in several.
     """
 
     file: Checkpoint
@@ -62,6 +63,7 @@ class Found:
     twins: tuple[str, ...] = ()
     attributes: Mapping[str, Any] = field(default_factory=dict)
     weighted: bool = False
+    places: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def tensors(self) -> dict[str, Any]:
@@ -71,7 +73,11 @@ class Found:
     @property
     def origins(self) -> dict[str, tuple[str, str]]:
         """Where in which file each of `tensors` is."""
-        return {name: (self.file.path, self.prefix + name) for name in self.tensors}
+        return {name: self.origin(self.prefix + name) for name in self.tensors}
+
+    def origin(self, name: str) -> tuple[str, str]:
+        """The file that holds a tensor of `all`, and its name there."""
+        return self.places.get(name, self.file.path), name
 
     @property
     def place(self) -> str:

@@ -76,9 +76,9 @@ def recognised(
     else:
         parts = (Part("", conversion.architecture, config_to_json(config), plan),)
     origins = found.origins if origins is None else origins
-    taken = {name for path, name in origins.values() if path == found.file.path}
+    taken = set(origins.values())
     outside = f"not below {found.place!r}, where the network is"
-    beside = tuple((name, outside) for name in found.all if name not in taken)
+    beside = tuple((name, outside) for name in found.all if found.origin(name) not in taken)
     return Recognised(
         kind,
         parts,

@@ -303,12 +303,12 @@ def from_unet(found: Found, request: Request) -> Recognised | None:
     notes: tuple[str, ...] = ()
     if stored is not None:
         tensors = {name: here.all[full] for name, full in stored.items()}
-        origins = {name: (here.file.path, full) for name, full in stored.items()}
+        origins = {name: here.origin(full) for name, full in stored.items()}
         notes = ("the U-Net's averaged (EMA) weights are used",)
     else:
         check_averages(here, request)
         tensors = own
-        origins = {name: (here.file.path, here.prefix + name) for name in own}
+        origins = {name: here.origin(here.prefix + name) for name in own}
         notes = ("the U-Net's raw weights are used",) if weights else ()
     stated = _stated(here, request)
     options = _over(given, stated.options)

@@ -27,7 +27,7 @@ from checkpoints_convert.publishers.diffusers_autoencoder import (
 )
 from checkpoints_convert.publishers.diffusers_unet import convert_unet
 from checkpoints_convert.readers import read
-from checkpoints_convert.recognised import Origins, Recognised, recognised
+from checkpoints_convert.recognised import Recognised, recognised
 from checkpoints_convert.request import NoOptions, Request
 from checkpoints_convert.table import ConversionError
 
@@ -51,11 +51,7 @@ def from_file(found: Found, request: Request) -> Recognised | None:
     if here is None:
         return None
     folder = Path(found.file.path).parent
-    shard = re.fullmatch(r"(.+)-\d+-of-\d+(\.\w+)", Path(found.file.path).name)
-    if shard:
-        raise ConversionError(
-            "one of several files of a model: give the folder, whose index says what is in each"
-        )
+    refuse_shard(found)
     config = request.config or folder / "config.json"
     if not config.is_file():
         raise ConversionError(
@@ -63,7 +59,15 @@ def from_file(found: Found, request: Request) -> Recognised | None:
         )
     check_alone(here)
     check_averages(here, request)
-    return _model(here, config, folder, request, here.origins, ("config",))
+    return _model(here, config, folder, request, ("config",))
+
+
+def refuse_shard(found: Found) -> None:
+    """Refuses one of several files of a model, by its name."""
+    if re.fullmatch(r"(.+)-\d+-of-\d+(\.\w+)", Path(found.file.path).name):
+        raise ConversionError(
+            "one of several files of a model: give the folder, whose index says what is in each"
+        )
 
 
 def _model(
@@ -71,7 +75,6 @@ def _model(
     config_file: Path,
     folder: Path,
     request: Request,
-    origins: Origins,
     files: tuple[str, ...] = (),
     scheduler_class: Any = None,
 ) -> Recognised:
@@ -93,7 +96,7 @@ def _model(
     else:
         options = request.read(kind, AutoencoderOptions, files=files, weights=found.weighted)
         conversion = convert_autoencoder(found.tensors, config, options)
-    return recognised(kind, found, conversion, found.note, (), origins)
+    return recognised(kind, found, conversion, found.note)
 
 
 def _scheduler(folder: Path, beside: Path, scheduler_class: Any) -> Mapping[str, Any] | None:
@@ -149,21 +152,18 @@ def _no_model(path: Path) -> ConversionError:
 
 
 def _from_model_folder(path: Path, request: Request, scheduler_class: Any = None) -> Recognised:
-    found, origins, more, note = _weights(path)
-    made = _model(
-        found, path / "config.json", path, request, origins, scheduler_class=scheduler_class
-    )
+    found, more, note = _weights(path)
+    made = _model(found, path / "config.json", path, request, scheduler_class=scheduler_class)
     files = made.files + tuple(file.file for file in more)
     return replace(made, files=files, notes=made.notes + note)
 
 
-def _weights(path: Path) -> tuple[Found, Origins, tuple[Found, ...], tuple[str, ...]]:
-    """(tensors, where each is, further files, notes) of a model's folder."""
+def _weights(path: Path) -> tuple[Found, tuple[Found, ...], tuple[str, ...]]:
+    """(tensors, further files, notes) of a model's folder."""
     for stem in _STEMS:
         for end in _ENDS:
             if (path / f"{stem}{end}").is_file():
-                found = tensors_of(read(path / f"{stem}{end}"))
-                return found, found.origins, (), ()
+                return tensors_of(read(path / f"{stem}{end}")), (), ()
     names = []
     for entry, _ in zip(path.iterdir(), range(MAX_LISTED), strict=False):
         names.append(entry.name)
@@ -179,13 +179,12 @@ def _weights(path: Path) -> tuple[Found, Origins, tuple[Found, ...], tuple[str, 
         # Half precision of the same weights before anything else; safetensors before pickles.
         variants.sort(key=lambda name: (".fp16." not in name, not name.endswith("safetensors")))
         if variants:
-            found = tensors_of(read(path / variants[0]))
-            note = f"the variant {shown_name(variants[0])} is used: the folder has no other"
-            return found, found.origins, (), (note,)
+            note = f"the variant {shown_name(variants[0])} is used: the folder has no whole one"
+            return tensors_of(read(path / variants[0])), (), (note,)
     raise _no_model(path)
 
 
-def _shards(path: Path, index: str) -> tuple[Found, Origins, tuple[Found, ...], tuple[str, ...]]:
+def _shards(path: Path, index: str) -> tuple[Found, tuple[Found, ...], tuple[str, ...]]:
     """A model in several files, by the index that says which tensor is in which."""
     places = below(read_json(path / index), "weight_map")
     shown = printable(path / index)
@@ -199,7 +198,7 @@ def _shards(path: Path, index: str) -> tuple[Found, Origins, tuple[Found, ...], 
             f"{shown}: expected a weight_map from tensors to 1 to {MAX_SHARDS} files beside it"
         )
     tensors: dict[str, Any] = {}
-    origins: dict[str, tuple[str, str]] = {}
+    at_path: dict[str, str] = {}
     shards = [tensors_of(read(path / file)) for file in files]
     for file, shard in zip(files, shards, strict=True):
         for name, tensor in shard.all.items():
@@ -208,11 +207,11 @@ def _shards(path: Path, index: str) -> tuple[Found, Origins, tuple[Found, ...], 
                     f"{shown}: tensor {shown_name(name)} of {file} is in another file, or in none"
                 )
             tensors[name] = tensor
-            origins[name] = (shard.file.path, name)
+            at_path[name] = shard.file.path
     if missing := [name for name in places if name not in tensors]:
         raise ConversionError(f"{shown}: no file has tensor {shown_name(missing[0])}")
-    found = replace(shards[0], all=tensors)
-    return found, origins, tuple(shards[1:]), (f"the weights are in {len(files)} files",)
+    found = replace(shards[0], all=tensors, places=at_path)
+    return found, tuple(shards[1:]), (f"the weights are in {len(files)} files",)
 
 
 def _refuse_unpacked(path: Path) -> None:

@@ -137,6 +137,7 @@ def infer_config(config: Mapping[str, Any]) -> UNetConfig:
         if name in config:
             choice(config, name, (None, ours))
     head = config.get("attention_head_dim", 8)
+    scale_shift = config.get("resnet_time_scale_shift") == "scale_shift"
     return compvis_unet.config_of(
         image_size=side(config, "sample_size", 64),
         in_channels=integer(config, "in_channels", 3, most=MAX_SIZE),
@@ -146,12 +147,13 @@ def infer_config(config: Mapping[str, Any]) -> UNetConfig:
         num_res_blocks=integer(config, "layers_per_block", 2, most=MAX_DEPTH),
         attention_resolutions=tuple(2**i for i, attends in enumerate(down) if attends),
         num_head_channels=None if head is None else _head(head),
-        use_scale_shift_norm=config.get("resnet_time_scale_shift") == "scale_shift",
+        use_scale_shift_norm=scale_shift,
         norm_groups=groups,
         norm_eps=number(config, "norm_eps", 1e-5),
         time_embedding_order="cos_sin" if flag(config, "flip_sin_to_cos", True) else "sin_cos",
         time_frequency_shift=number(config, "freq_shift", 0.0),
         asymmetric_downsample=config.get("downsample_padding", 1) == 0,
+        mid_attention_norm=not scale_shift or config.get("attn_norm_num_groups") is not None,
     )
 
 

@@ -7,6 +7,7 @@ import re
 from checkpoints_convert.found import Found
 from checkpoints_convert.modules import modules_in
 from checkpoints_convert.printable import name as shown_name
+from checkpoints_convert.publishers import diffusers
 from checkpoints_convert.table import ConversionError
 
 # What names must be there (patterns of whole names, below any prefix) -> what the file is.
@@ -51,6 +52,7 @@ def refuse(found: Found) -> None:
         compiled = [re.compile(rf"(?:.*[./])?(?:{pattern})") for pattern in patterns]
         if all(any(regex.fullmatch(name) for name in found.all) for regex in compiled):
             raise ConversionError(f"{what}")
+    diffusers.refuse_shard(found)
     if modules := modules_in(found.file.tree, found.file.limits):
         place, module = modules[0]
         kind = f"{shown_name(module.module)}.{shown_name(module.name)}"

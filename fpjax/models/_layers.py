@@ -155,14 +155,15 @@ def group_norm(params: Params, x: Array, *, groups: int, eps: float) -> Array:
     return (y * params["weight"] + params["bias"]).astype(x.dtype)
 
 
-def attention_spec(channels: int, *, zero: bool = False) -> Specs:
+def attention_spec(channels: int, *, zero: bool = False, norm: bool = True) -> Specs:
     """Parameters of `self_attention`; heads share the projections, each its own run of channels.
+
+    A few published networks have no normalisation before it (`norm=False`).
 
     >>> sorted(attention_spec(8))
     ['k', 'norm', 'proj_out', 'q', 'v']
     """
-    return {
-        "norm": norm_spec(channels),
+    return ({"norm": norm_spec(channels)} if norm else {}) | {
         **{name: linear_spec(channels, channels) for name in ("q", "k", "v")},
         "proj_out": linear_spec(channels, channels, zero=zero),
     }
@@ -176,7 +177,7 @@ def self_attention(params: Params, x: Array, *, num_heads: int, groups: int, eps
     (1, 2, 2, 8)
     """
     batch, height, width, channels = x.shape
-    h = group_norm(params["norm"], x, groups=groups, eps=eps)
+    h = group_norm(params["norm"], x, groups=groups, eps=eps) if "norm" in params else x
     h = h.reshape(batch, height * width, channels)
     q, k, v = (
         linear(params[name], h).reshape(batch, height * width, num_heads, channels // num_heads)
