@@ -23,7 +23,7 @@ from checkpoints_convert.recognised import Origins, Part
 from checkpoints_convert.table import ConversionError
 
 MIN_TORCH = (2, 10)  # older ones have published holes in torch.load, with weights_only too
-MAX_NODES = 1_000_000  # of what PyTorch loads: a file may hold itself
+MAX_NODES, MAX_NAME = 1_000_000, 4096  # of what PyTorch loads: a file may hold itself
 
 
 class NotVerifiable(Exception):
@@ -64,6 +64,8 @@ def load_with_torch(path: str) -> dict[str, Any]:
         if not stack:
             return found
         name, node = stack.pop()
+        if len(name) > MAX_NAME:
+            break
         if isinstance(node, torch.Tensor):
             found[name] = node
             continue
@@ -74,7 +76,7 @@ def load_with_torch(path: str) -> dict[str, Any]:
         else:
             continue
         stack += [(f"{name}.{key}" if name else key, value) for key, value in items]
-    raise NotVerifiable(f"what PyTorch loads has over {MAX_NODES:,} nodes, or contains itself")
+    raise NotVerifiable("what PyTorch loads has too many nodes, or contains itself")
 
 
 def compare(
