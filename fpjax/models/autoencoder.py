@@ -70,6 +70,11 @@ class AutoencoderConfig:
             floats=("scale_factor", "shift_factor"),
         )
         nn.check_dtype(self.dtype)
+        sizes = ("ch", "resolution", "z_channels", "embed_dim", "in_channels", "out_ch")
+        nn.check_counts(self, **dict.fromkeys((*sizes, "norm_groups"), nn.MAX_SIZE))
+        nn.check_counts(self, num_res_blocks=nn.MAX_DEPTH)
+        if self.n_embed is not None:
+            nn.check_counts(self, n_embed=1 << 24)
         nn.check_groups(self.norm_groups, self.ch, *self.channels)
         if self.is_vq and self.double_z:
             raise ValueError("a VQ model (n_embed given) has no log-variance: set double_z=False")

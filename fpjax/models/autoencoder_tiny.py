@@ -61,6 +61,12 @@ class AutoencoderTinyConfig:
             floats=("scale_factor", "shift_factor"),
         )
         nn.check_dtype(self.dtype)
+        sizes = ("latent_channels", "channels", "in_channels", "out_channels", "resolution")
+        nn.check_counts(self, **dict.fromkeys(sizes, nn.MAX_SIZE))
+        for name in ("encoder_blocks", "decoder_blocks"):
+            blocks = getattr(self, name)
+            if not blocks or not all(type(n) is int and 0 <= n <= nn.MAX_DEPTH for n in blocks):
+                raise ValueError(f"{name}: expected whole numbers from 0 to {nn.MAX_DEPTH}")
         if self.has_encoder and len(self.encoder_blocks) != len(self.decoder_blocks):
             raise ValueError(
                 f"{len(self.encoder_blocks)} encoder and {len(self.decoder_blocks)} decoder "

@@ -26,6 +26,7 @@ from fpjax.data.atomic import atomic_directory
 from fpjax.models.parameters import flatten, mismatches, unflatten
 
 FORMAT_VERSION = 1
+HEADER_BYTES = 4 << 20
 
 
 class CheckpointFormatError(ValueError):
@@ -86,10 +87,13 @@ def config_from_json(config_class: type, values: Mapping[str, Any]) -> Any:
         return tuple(tuples(v) for v in value) if isinstance(value, list) else value
 
     try:
-        return config_class(**{name: tuples(value) for name, value in values.items()})
-    except (TypeError, ValueError, AttributeError) as error:
+        config = config_class(**{name: tuples(value) for name, value in values.items()})
+        hash(config)  # a field of a type that no config has would fail later, under jit
+        return config
+    except (TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        reason = " ".join(str(error)[:300].split())
         raise CheckpointFormatError(
-            f"config.json does not describe a {config_class.__name__}: {error}"
+            f"config.json does not describe a {config_class.__name__}: {reason}"
         ) from error
 
 
@@ -167,14 +171,18 @@ def read_header(path: str | os.PathLike) -> dict[str, Any]:
     """
     file = Path(path) / "config.json"
     try:
+        if file.stat().st_size > HEADER_BYTES:
+            raise CheckpointFormatError(f"{file}: over {HEADER_BYTES >> 20} MiB: no config")
         header = json.loads(file.read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointFormatError(
             f"{path}: no config.json, so this is no fpjax checkpoint; fpjax-convert makes one from "
             "published weights"
         ) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointFormatError(f"{file}: damaged ({error})") from error
+    except CheckpointFormatError:
+        raise
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, a number of 5,000 digits
+        raise CheckpointFormatError(f"{file}: damaged ({str(error)[:200]})") from error
     if not isinstance(header, dict) or not {"format_version", "architecture", "config"} <= set(
         header
     ):

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from fpjax.models.parameters import Array, Params
 from fpjax.models.unet import UNetConfig
 
 BetaSchedule = Literal["sqrt_linear", "linear", "cosine"]
+MAX_TIMESTEPS = 100_000  # of a schedule; published ones have 1000 or 4000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,17 @@ class DiffusionConfig:
         if isinstance(self.unet, dict):  # as a config read from JSON has it
             object.__setattr__(self, "unet", UNetConfig(**self.unet))
         nn.normalize_config(self, tuples=(), floats=("linear_start", "linear_end"))
+        nn.check_counts(self, num_timesteps=MAX_TIMESTEPS)
+        if self.beta_schedule not in get_args(BetaSchedule):
+            raise ValueError(
+                f"beta_schedule {nn.short(self.beta_schedule)}: choose one of "
+                f"{', '.join(get_args(BetaSchedule))}"
+            )
+        if self.unet.in_channels != self.unet.out_channels:
+            raise ValueError(
+                f"the denoiser reads {self.unet.in_channels} channels and predicts "
+                f"{self.unet.out_channels}: the noise has as many as what it is in"
+            )
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -189,21 +201,22 @@ def alphas_cumprod(
 def ddim_timesteps(num_timesteps: int, steps: int) -> np.ndarray:
     """Training timesteps that DDIM visits: every (T // steps)-th, from 1, as CompVis counts them.
 
-    Where `steps` does not divide T there are a few more than asked for, as there; one that would
-    lie past the last timestep (there an error) is left out.
+    Where `steps` does not divide T there are a few more than asked for, as there. Where that count
+    would end at T, one past the last timestep, the last one, T - 1, is visited instead.
 
     Raises:
-      ValueError: if steps is not in 1 .. T // 2.
+      ValueError: if steps is not in 1 .. T // 2; more would visit the last timestep twice.
 
-    >>> ddim_timesteps(1000, 4).tolist()
-    [1, 251, 501, 751]
+    >>> ddim_timesteps(1000, 4).tolist(), ddim_timesteps(1000, 3).tolist()
+    ([1, 251, 501, 751], [1, 334, 667, 999])
     """
     if not 1 <= steps <= num_timesteps // 2:
         raise ValueError(
             f"steps {steps}: DDIM on {num_timesteps} training timesteps takes 1 to "
             f"{num_timesteps // 2} steps"
         )
-    return np.arange(1, num_timesteps, num_timesteps // steps)
+    counted = np.arange(0, num_timesteps, num_timesteps // steps) + 1
+    return np.minimum(counted, num_timesteps - 1)
 
 
 def ddim_schedule(alphas_cumprod: np.ndarray, steps: int) -> DDIMSchedule:

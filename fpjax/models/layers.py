@@ -155,14 +155,15 @@ def group_norm(params: Params, x: Array, *, groups: int, eps: float) -> Array:
     return y.astype(x.dtype)
 
 
-def attention_spec(channels: int, *, gain: float = 1.0) -> Specs:
+def attention_spec(channels: int, *, gain: float = 1.0, norm: bool = True) -> Specs:
     """Parameters of `self_attention`; each head has its own run of channels in q, k and v.
+
+    A few published networks have no normalisation before it (`norm=False`).
 
     >>> sorted(attention_spec(8))
     ['k', 'norm', 'proj_out', 'q', 'v']
     """
-    return {
-        "norm": norm_spec(channels),
+    return ({"norm": norm_spec(channels)} if norm else {}) | {
         **{name: linear_spec(channels, channels) for name in ("q", "k", "v")},
         "proj_out": linear_spec(channels, channels, gain=gain),
     }
@@ -177,7 +178,7 @@ def self_attention(params: Params, x: Array, *, num_heads: int, groups: int, eps
     (1, 2, 2, 8)
     """
     batch, height, width, channels = x.shape
-    h = group_norm(params["norm"], x, groups=groups, eps=eps)
+    h = group_norm(params["norm"], x, groups=groups, eps=eps) if "norm" in params else x
     h = h.reshape(batch, height * width, channels)
     q, k, v = (
         linear(params[name], h).reshape(batch, height * width, num_heads, channels // num_heads)
@@ -200,6 +201,41 @@ def upsample_nearest(x: Array) -> Array:
     return doubled.reshape(batch, 2 * height, 2 * width, channels)
 
 
+MAX_SIZE, MAX_DEPTH, MAX_LEVELS = 1 << 16, 64, 16
+"""Most channels or pixels a side, layers in a row, and levels of a network.
+
+Configs come from strangers' files too: without a bound a few digits ask for any amount of memory.
+"""
+
+
+def check_counts(config: Any, **bounds: int) -> None:
+    """Refuses a field that is no whole number from 1 to its bound, before anything is built.
+
+    >>> from types import SimpleNamespace
+    >>> check_counts(SimpleNamespace(depth=10**9), depth=MAX_DEPTH)
+    Traceback (most recent call last):
+    ...
+    ValueError: depth 1000000000: expected a whole number from 1 to 64
+    """
+    for name, most in bounds.items():
+        value = getattr(config, name)
+        if type(value) is not int or not 1 <= value <= most:
+            raise ValueError(f"{name} {short(value)}: expected a whole number from 1 to {most:,}")
+
+
+def short(value: Any) -> str:
+    """A value from a config in a few characters, however long it is.
+
+    >>> short(10**400), short("x"), short([[1]] * 1000)
+    ('of 1329 bits', "'x'", 'of type list')
+    """
+    if isinstance(value, str):
+        return repr(value[:40])
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"of {value.bit_length()} bits"
+    return repr(value) if isinstance(value, (int, float)) else f"of type {type(value).__name__}"
+
+
 def normalize_config(config: Any, *, tuples: Sequence[str], floats: Sequence[str] = ()) -> None:
     """Makes equal configs identical: lists are tuples, 2.0 in a tuple is 2, 1 in a float is 1.0.
 
@@ -212,10 +248,16 @@ def normalize_config(config: Any, *, tuples: Sequence[str], floats: Sequence[str
     ((8, 16), 1.0)
     """
     for name in tuples:
-        values = (int(v) if v == int(v) else v for v in getattr(config, name))
+        values = getattr(config, name)
+        if not isinstance(values, (tuple, list)) or len(values) > MAX_LEVELS:
+            raise ValueError(f"{name} {short(values)}: expected at most {MAX_LEVELS} numbers")
+        values = (int(v) if v == int(v) else v for v in values)
         object.__setattr__(config, name, tuple(values))
     for name in floats:
-        object.__setattr__(config, name, float(getattr(config, name)))
+        value = float(getattr(config, name))
+        if not math.isfinite(value):
+            raise ValueError(f"{name} {value}: expected a finite number")
+        object.__setattr__(config, name, value)
 
 
 def level_channels(name: str, base: int, multipliers: Sequence[float]) -> tuple[int, ...]:
@@ -225,6 +267,8 @@ def level_channels(name: str, base: int, multipliers: Sequence[float]) -> tuple[
     (32, 64, 64)
     """
     channels = tuple(round(base * m) for m in multipliers)
+    if any(c > MAX_SIZE for c in channels):
+        raise ValueError(f"{name}: more than {MAX_SIZE:,} channels at one level")
     if not channels or any(
         c < 1 or abs(c - base * m) > 1e-3 for c, m in zip(channels, multipliers, strict=True)
     ):

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from fpjax.models import parameters, resample
+from fpjax.models import layers, parameters, resample
 from fpjax.models.layers import along_channels, convolve
 from fpjax.models.parameters import Array, Params, ParamSpec, Specs
 
@@ -59,18 +59,37 @@ class StyleGAN2Config:
     def __post_init__(self):
         if self.resolution not in (8, 16, 32, 64, 128, 256, 512, 1024):
             raise ValueError(
-                f"resolution {self.resolution}: StyleGAN2 needs a power of two from 8 to 1024"
+                f"resolution {layers.short(self.resolution)}: StyleGAN2 needs a power of two "
+                "from 8 to 1024"
             )
-        for name in ("z_dim", "w_dim", "num_mapping_layers"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} {value!r}: expected a positive whole number")
+        layers.check_counts(
+            self,
+            z_dim=layers.MAX_SIZE,
+            w_dim=layers.MAX_SIZE,
+            num_mapping_layers=layers.MAX_DEPTH,
+            channel_base=layers.MAX_SIZE << 10,
+            channel_max=layers.MAX_SIZE,
+        )
         if len(self.fir) != 4:
             raise ValueError(f"fir has {len(self.fir)} taps: the resampling filter needs 4")
+        clamp = () if self.conv_clamp is None else (self.conv_clamp,)
+        numbers = (self.mapping_lr_multiplier, *self.fir, *clamp)
+        if not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers):
+            raise ValueError(
+                "mapping_lr_multiplier, fir and conv_clamp: expected finite numbers, or no clamp"
+            )
+        if not self.mapping_lr_multiplier > 0:
+            raise ValueError(
+                f"mapping_lr_multiplier {self.mapping_lr_multiplier}: expected a positive number"
+            )
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype {self.dtype!r}: choose 'float32' or 'bfloat16'")
         if self.channels is not None:
+            if len(self.channels) > layers.MAX_LEVELS:
+                raise ValueError(f"channels of {len(self.channels)} sides: expected at most 9")
             table = tuple(sorted((int(r), int(c)) for r, c in self.channels))
+            if not all(1 <= c <= layers.MAX_SIZE for _, c in table):
+                raise ValueError(f"channels: expected 1 to {layers.MAX_SIZE:,} at each side")
             if [r for r, _ in table] != list(self.block_resolutions):
                 raise ValueError(
                     f"channels name the sides {[r for r, _ in table]}: expected one entry for "

@@ -38,6 +38,8 @@ class UNetConfig:
       time_embedding_order: whether cosines or sines come first in the timestep embedding.
       time_frequency_shift: 1 where the lowest frequency is exactly 1 / 10000, else 0.
       asymmetric_downsample: pad the bottom and right only when halving the side.
+      mid_attention_norm: whether the attention of the middle normalises first, as published; in
+        diffusers it does not where `use_scale_shift_norm` is set.
       dtype: type the layers compute in, "float32" or "bfloat16"; inputs and outputs are float32.
 
     >>> UNetConfig.ldm_ffhq256().channels
@@ -59,6 +61,7 @@ class UNetConfig:
     time_embedding_order: Literal["cos_sin", "sin_cos"] = "cos_sin"
     time_frequency_shift: float = 0.0
     asymmetric_downsample: bool = False
+    mid_attention_norm: bool = True
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -68,6 +71,11 @@ class UNetConfig:
             floats=("norm_eps", "time_frequency_shift"),
         )
         nn.check_dtype(self.dtype)
+        sizes = ("image_size", "in_channels", "out_channels", "model_channels", "norm_groups")
+        nn.check_counts(self, **dict.fromkeys((*sizes, "num_heads"), nn.MAX_SIZE))
+        nn.check_counts(self, num_res_blocks=nn.MAX_DEPTH)
+        if self.num_head_channels is not None:
+            nn.check_counts(self, num_head_channels=nn.MAX_SIZE)
         nn.check_groups(self.norm_groups, self.model_channels, *self.channels)
         if self.model_channels % 2:
             raise ValueError(f"model_channels {self.model_channels}: expected an even number")
@@ -245,7 +253,7 @@ def _specs(config: UNetConfig) -> Specs:
             skips.append(out)
         width = out
     mid = _res_block_spec(config, width, width, time)
-    attn = nn.attention_spec(width, gain=0.0)
+    attn = nn.attention_spec(width, gain=0.0, norm=config.mid_attention_norm)
     specs |= {"down": down, "mid": {"block_1": mid, "attn_1": attn, "block_2": mid}}
     up = {}
     for level, out in reversed(list(enumerate(channels))):

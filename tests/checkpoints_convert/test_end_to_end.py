@@ -305,7 +305,7 @@ def test_backbones_and_their_heads_join_to_lpips(tmp_path):
 
 
 def test_inception_in_the_names_of_the_fid_port(tmp_path):
-    from checkpoints_convert.mappings.table import flatten
+    from checkpoints_convert.table import flatten
     from fpjax.perceptual import inception_shapes
 
     rng = np.random.default_rng(0)

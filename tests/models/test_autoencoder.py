@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from checkpoints_convert.mappings import compvis_ldm
-from checkpoints_convert.mappings.table import select
+from checkpoints_convert.publishers import compvis_first_stage
+from checkpoints_convert.publishers.compvis_first_stage import FirstStageOptions
+from checkpoints_convert.table import select
 from fpjax.models import autoencoder
 from fpjax.models.autoencoder import AutoencoderConfig
 from tests.reference import fixture, relative_error
@@ -25,7 +26,9 @@ def nhwc(x):
 @functools.cache
 def load(name):
     arrays = dict(np.load(fixture(name), allow_pickle=False))
-    conversion = compvis_ldm.convert_autoencoder(select(arrays, "sd/"), resolution=32)
+    conversion = compvis_first_stage.convert_autoencoder(
+        select(arrays, "sd/"), FirstStageOptions(resolution=32)
+    )
     return arrays, conversion.config, conversion.plan.apply()
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from checkpoints_convert.mappings import taesd
+from checkpoints_convert.publishers import taesd
 from fpjax.models import autoencoder_tiny
 from fpjax.models.autoencoder_tiny import AutoencoderTinyConfig
 from tests.reference import fixture, relative_error

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from checkpoints_convert.mappings import compvis_ldm
-from checkpoints_convert.mappings.table import select
+from checkpoints_convert.publishers import compvis_unet
+from checkpoints_convert.publishers.compvis_unet import UNetOptions
+from checkpoints_convert.table import select
 from fpjax.models import diffusion
 from fpjax.models.diffusion import DiffusionConfig, DiffusionPrior
 from fpjax.models.unet import UNetConfig
@@ -28,7 +29,9 @@ def nhwc(x):
 def small():
     path = fixture("compvis_unet_small_random.npz")
     arrays = dict(np.load(path, allow_pickle=False))
-    conversion = compvis_ldm.convert_unet(select(arrays, "sd/"), num_head_channels=16, image_size=8)
+    conversion = compvis_unet.convert_unet(
+        select(arrays, "sd/"), UNetOptions(num_head_channels=16), image_size=8
+    )
     return arrays, DiffusionPrior(DiffusionConfig(conversion.config), conversion.plan.apply())
 
 
@@ -54,10 +57,19 @@ def test_schedule_and_timesteps_match_the_published_ones(small):
     np.testing.assert_array_equal(diffusion.ddim_timesteps(1000, 10), arrays["ddim10_timesteps"])
 
 
-def test_a_timestep_past_the_last_one_is_left_out():
-    """The published sampler counts 1, 334, 667, 1000 here, and fails at the last."""
-    assert diffusion.ddim_timesteps(1000, 3).tolist() == [1, 334, 667]
-    assert all(diffusion.ddim_timesteps(1000, n)[-1] < 1000 for n in range(1, 501))
+def test_every_permitted_number_of_steps_stays_on_the_schedule():
+    """Counts such as 3, 9, 27 and 37 of 1000 would end one past the last timestep."""
+    alphas = diffusion.alphas_cumprod(1000)
+    for steps in range(1, 501):
+        published = np.arange(0, 1000, 1000 // steps) + 1
+        timesteps = diffusion.ddim_timesteps(1000, steps)
+        assert len(timesteps) == len(published) >= steps
+        np.testing.assert_array_equal(timesteps[:-1], published[:-1])
+        assert timesteps[-1] == min(published[-1], 999) and (np.diff(timesteps) > 0).all()
+        assert len(diffusion.ddim_schedule(alphas, steps).alphas) == len(timesteps)
+    for steps in (-1, 0, 501, 1000, 10**30):
+        with pytest.raises(ValueError, match="takes 1 to 500 steps"):
+            diffusion.ddim_timesteps(1000, steps)
 
 
 @pytest.mark.parametrize("eta", [0, 1])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from checkpoints_convert.mappings import nvidia, rosinality
+from checkpoints_convert.publishers import nvidia, rosinality
 from fpjax.models import resample, stylegan2
 from fpjax.models.stylegan2 import StyleGAN2Config
 from tests.reference import fixture, relative_error

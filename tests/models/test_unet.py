@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from checkpoints_convert.mappings import compvis_ldm
-from checkpoints_convert.mappings.table import select
+from checkpoints_convert.publishers import compvis_unet
+from checkpoints_convert.publishers.compvis_unet import UNetOptions
+from checkpoints_convert.table import select
 from fpjax.models import unet
 from fpjax.models.unet import UNetConfig
 from tests.reference import fixture, relative_error
@@ -26,7 +27,9 @@ def nhwc(x):
 def small():
     path = fixture("compvis_unet_small_random.npz")
     arrays = dict(np.load(path, allow_pickle=False))
-    conversion = compvis_ldm.convert_unet(select(arrays, "sd/"), num_head_channels=16, image_size=8)
+    conversion = compvis_unet.convert_unet(
+        select(arrays, "sd/"), UNetOptions(num_head_channels=16), image_size=8
+    )
     return arrays, conversion.config, conversion.plan.apply()
 
 
