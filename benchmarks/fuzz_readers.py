@@ -15,6 +15,7 @@ import argparse
 import collections
 import io
 import json
+import math
 import os
 import pickle
 import resource
@@ -143,6 +144,7 @@ LOADED = b"ctorch.storage\n_load_from_bytes\nB" + struct.pack("<L", len(NESTED))
 TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n(" + FLOAT_STORAGE + b"K\0K\2\x85K\1\x85\x89}tR"
 NAMES = ("0", "cpu", "f4", "<", ">", "C", "K", "latin1", "state", "class_name", "_parameters")
 NAMES += ("_buffers", "_modules", "variables", "components", "_init_kwargs")
+NAMES += ("_non_persistent_buffers_set",)
 PAIRS = (b"d", b"u")
 
 # (code, types of the top of the stack, type of the result): n number, s text, b bytes, g global,
@@ -201,7 +203,7 @@ def seeds() -> list[bytes]:
     network = b"\x80\x02cdnnlib.tflib.network\nNetwork\n)\x81}X\x09\x00\x00\x00variables]sb."
     module = pickle.dumps(persistent, 2)[2:-1]
     call = b"\x80\x02ctorch_utils.persistence\n_reconstruct_persistent_obj\n" + module + b"\x85R."
-    pickles += [network, call]
+    pickles += [network, call, whole_module()]
     try:
         fixtures = os.environ.get("FPJAX_FIXTURES", ROOT.parent / "shared" / "fixtures")
         with zipfile.ZipFile(Path(fixtures) / "rosinality_sg2_r32_random.pt") as archive:
@@ -223,11 +225,22 @@ def seeds() -> list[bytes]:
     return found
 
 
+def whole_module() -> bytes:
+    """The pickle of a module with a parameter, a buffer that is not saved, and a module inside."""
+    names = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "w", "b")
+    parameters, buffers, modules, skipped, w, b = (text(name) for name in names)
+    inside = (
+        b"ctorch.nn\nLinear\n)\x81}(" + parameters + b"}" + w + TENSOR + b"s" + modules + b"}ub"
+    )
+    own = parameters + b"}" + buffers + b"}" + b + TENSOR + b"s" + skipped + b"\x8f(" + b + b"\x90"
+    return b"\x80\x04ctorch.nn\nModule\n)\x81}(" + own + modules + b"}" + w + inside + b"sub."
+
+
 class Harness:
     """Reads one input after another and counts what happens."""
 
-    def __init__(self, runs: int, report: str | None, keep: Path):
-        self.runs, self.report, self.keep = runs, report, keep
+    def __init__(self, runs: int, minutes: float, report: str | None, keep: Path):
+        self.runs, self.seconds, self.report, self.keep = runs, 60 * minutes, report, keep
         self.outcomes: collections.Counter = collections.Counter()
         self.unexpected: dict[str, dict] = {}
         self.slowest, self.started = 0.0, time.monotonic()
@@ -235,11 +248,9 @@ class Harness:
         self.path = os.path.join(tempfile.mkdtemp(prefix="fuzz_readers_", dir=fast), "input")
 
     def exercise(self) -> str:
-        from checkpoints_convert import readers
+        from checkpoints_convert import describe, readers
 
-        limits = readers.Limits(
-            objects=50_000, tensor_bytes=1 << 22, expanded_bytes=1 << 16, string_bytes=1 << 20
-        )
+        limits = readers.Limits(objects=50_000, base_bytes=1 << 22, string_bytes=1 << 20)
         try:
             checkpoint = readers.read(self.path, limits=limits)
         except readers.CheckpointError as error:
@@ -251,6 +262,9 @@ class Harness:
             lambda: [
                 node.numpy()
                 for _, node in readers.find(tree, lambda n: type(n) is readers.LazyTensor)
+            ],
+            lambda: [
+                describe.describe(node, 60) for _, node in readers.find(tree, lambda n: True)[:50]
             ],
             lambda: [readers.tf_network(n) for _, n in readers.find(tree, readers.is_tf_network)],
             lambda: [
@@ -286,7 +300,8 @@ class Harness:
                 self.unexpected[key]["count"] += 1
             self.slowest = max(self.slowest, time.process_time() - start)
         self.outcomes["executions"] += 1
-        if self.outcomes["executions"] >= self.runs:
+        late = time.monotonic() - self.started > self.seconds
+        if late or self.outcomes["executions"] >= self.runs:
             self.finish()
 
     def finish(self) -> None:
@@ -311,6 +326,7 @@ class Harness:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=500_000, help="executions before the report")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="or this long, if less")
     parser.add_argument("--seed", type=int, default=1, help="of the mutations")
     parser.add_argument("--max-len", type=int, default=10_000, help="bytes of one input")
     parser.add_argument("--json", help="write the report here too")
@@ -329,7 +345,7 @@ def main() -> None:
         (corpus / f"seed{index}").write_bytes(data)
     quoted = ("".join(f"\\x{byte:02x}" for byte in word.encode()) for word in WORDS)
     (work / "words.dict").write_text("".join(f'"{word}"\n' for word in quoted))
-    harness = Harness(options.runs, options.json, work)
+    harness = Harness(options.runs, options.minutes, options.json, work)
     arguments = [f"-seed={options.seed}", f"-max_len={options.max_len}", "-timeout=600"]
     arguments += [
         "-rss_limit_mb=4096",

@@ -76,6 +76,7 @@ def main(arguments: list[str]) -> int:
         raise common.UsageError("--false_positive_rate must be between 0 and 1")
     common.use_compilation_cache()
     scheme = common.open_scheme()
+    shape = (scheme.generator.resolution, scheme.generator.resolution, 3)
     progress = common.Progress()
     answers: dict[str, dict] = {}
     readable: list[tuple[str, np.ndarray]] = []
@@ -84,7 +85,7 @@ def main(arguments: list[str]) -> int:
     with Registry.open(values.registry, scheme_id=scheme.id) as registry:
         for path in dict.fromkeys(arguments):
             try:
-                readable.append((path, load_image(path, scheme.generator.resolution)))
+                readable.append((path, load_image(path, shape)))
             except ImageError as error:
                 progress.finish()
                 print(f"fpjax: {error}", file=sys.stderr)

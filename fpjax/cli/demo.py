@@ -114,9 +114,10 @@ def main(arguments: list[str]) -> int:
 
         # From here on only the files and the registry are known.
         found_keys = []
+        shape = (scheme.generator.resolution, scheme.generator.resolution, 3)
         for first in range(0, len(rows), _BATCH):
             batch = rows[first : first + _BATCH]
-            images = np.stack([load_image(r.path, scheme.generator.resolution) for r in batch])
+            images = np.stack([load_image(r.path, shape) for r in batch])
             found = attribute(
                 scheme,
                 images,
