@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fpjax.errors import FpjaxError
 from fpjax.fingerprint.keys import hamming_distances, pack_words
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ CREATE TABLE keys (
 """
 
 
-class RegistryError(Exception):
+class RegistryError(FpjaxError):
     """A registry that can't be used, or an entry it refuses; the message is one line."""
 
 

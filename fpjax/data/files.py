@@ -17,6 +17,7 @@ import numpy as np
 from fpjax.data.atomic import atomic_write
 from fpjax.data.colour import ColourError, icc_to_srgb, png_encoding, to_srgb
 from fpjax.data.text import printable
+from fpjax.errors import FpjaxError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -49,7 +50,7 @@ _DECODER_ERRORS = (
 )
 
 
-class ImageError(ValueError):
+class ImageError(FpjaxError, ValueError):
     """An image file that cannot be used; the message says which and why, on one line."""
 
 
@@ -86,22 +87,24 @@ def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
 
 
 def save_image(path: str | os.PathLike, image: np.ndarray) -> None:
-    """Writes an (H, W, 3) uint8 image; the format follows the suffix, and the name appears whole.
+    """Writes an (H, W, 3 or 1) uint8 image; the suffix says the format. The name appears whole.
 
     Raises:
       ValueError: for another dtype or shape, or a suffix that is no image format.
     """
     from PIL import Image
 
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"image is {image.dtype} {image.shape}: expected uint8 (H, W, 3)")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
+        raise ValueError(f"image is {image.dtype} {image.shape}: expected uint8 (H, W, 3 or 1)")
     path = Path(path)
     suffix = path.suffix.lower()
     formats = Image.registered_extensions()
     if suffix not in formats:
         raise ValueError(f"{printable(path)}: {suffix or 'no suffix'} is no image format; try .png")
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format=formats[suffix])
+    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(
+        buffer, format=formats[suffix]
+    )
     with atomic_write(path) as file:
         file.write(buffer.getvalue())
 

@@ -23,11 +23,12 @@ from typing import Any
 import numpy as np
 
 from fpjax.data.atomic import atomic_directory
+from fpjax.errors import FpjaxError
 
 FORMAT_VERSION = 1
 
 
-class CheckpointFormatError(ValueError):
+class CheckpointFormatError(FpjaxError, ValueError):
     """A folder that is no fpjax checkpoint, or a damaged one."""
 
 
