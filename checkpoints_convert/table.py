@@ -24,7 +24,7 @@ SHOWN = 10  # problems in one message; the error has all
 MAX_TENSORS = 50_000  # of one network; the largest known has 2,000
 
 
-class ConversionError(ValueError):
+class ConversionError(FpjaxError, ValueError):
     """A checkpoint does not fit the mapping; `problems` holds one line for each fault."""
 
     def __init__(self, message: str, problems: Sequence[str] = ()):

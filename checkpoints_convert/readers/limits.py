@@ -11,7 +11,7 @@ SMALL_OBJECTS = 250_000  # so many objects need no large file
 DAMAGED = "get the file again and compare its SHA-256 with the publisher's"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(FpjaxError, ValueError):
     """A file that cannot be read as a checkpoint: which file, what was found, what to do.
 
     It is the only exception that the readers let out.

@@ -23,13 +23,14 @@ from typing import Any
 import numpy as np
 
 from fpjax.data.atomic import atomic_directory
+from fpjax.errors import FpjaxError
 from fpjax.models.parameters import flatten, mismatches, unflatten
 
 FORMAT_VERSION = 1
 HEADER_BYTES = 4 << 20
 
 
-class CheckpointFormatError(ValueError):
+class CheckpointFormatError(FpjaxError, ValueError):
     """A folder that is no fpjax checkpoint, or a damaged one."""
 
 
