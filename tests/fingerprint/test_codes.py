@@ -16,7 +16,7 @@ from fpjax.fingerprint.codes import (
 )
 from fpjax.fingerprint.energy import antipodal_form, energies
 
-# Lin & Costello, "Error Control Coding", 2nd edition, appendix C: (n, k) to (t, generator in octal).
+# Lin & Costello, "Error Control Coding", appendix C: (n, k) to (t, generator in octal).
 PUBLISHED = {
     (7, 4): (1, "13"),
     (15, 11): (1, "23"),
