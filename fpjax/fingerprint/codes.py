@@ -105,7 +105,6 @@ class IndependentBits:
 
     length: int
     name: ClassVar[str] = "independent"
-    uniform: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_positive("length", self.length)
@@ -120,6 +119,11 @@ class IndependentBits:
         """Bits that a word carries, k."""
         return self.length
 
+    @property
+    def uniform(self) -> bool:
+        """Whether words are uniformly random: always."""
+        return True
+
     def encode(self, bits) -> np.ndarray:
         """Payloads (N, k) are their own words, (N, k) uint8."""
         return _check_bits(bits, self.length)
@@ -129,7 +133,8 @@ class IndependentBits:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Bits (B, k) and energies (B,); see `Code.decode`."""
         generator = np.eye(self.length, dtype=np.uint8)
-        return _decode(self, generator, information, linear, levels)
+        mask = np.zeros(self.length, np.uint8)
+        return _decode(self, generator, information, linear, levels, mask)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a file's header."""
@@ -301,10 +306,10 @@ def code_from_json(values: dict[str, Any]) -> Code:
     return _CODES[name](**values)
 
 
-def _decode(code, generator, information, linear, levels, mask=0):
+def _decode(code: Code, generator, information, linear, levels: Levels, mask: np.ndarray):
     quadratic = _check_information(code, information, linear, levels)
     # A mask changes signs of symbols, and so of the information about the word below it.
-    signs = np.broadcast_to(1.0 - 2.0 * np.asarray(mask), quadratic.linear.shape[1:])
+    signs = 1.0 - 2.0 * mask
     quadratic = quadratic._replace(
         information=quadratic.information * signs * signs[:, None],
         linear=quadratic.linear * signs,

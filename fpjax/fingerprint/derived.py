@@ -63,8 +63,8 @@ def chacha20_block(key: jax.Array, counters: jax.Array, nonce: jax.Array) -> jax
     return jnp.stack([a + b for a, b in zip(mixed, state, strict=True)], axis=1)
 
 
-def _double_round(words: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    words = list(words)
+def _double_round(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    words = list(state)
     for shift in (0, 1):  # columns, then diagonals
         for i in range(4):
             places = [4 * row + (i + shift * row) % 4 for row in range(4)]
