@@ -70,7 +70,7 @@ class BoxBlur(Attack):
         from scipy.ndimage import uniform_filter
 
         values = images.astype(np.float64)
-        return round_to_uint8(uniform_filter(values, (1, self.size, self.size, 1), mode="nearest"))
+        return round_to_uint8(uniform_filter(values, self.size, mode="nearest", axes=(1, 2)))
 
 
 @dataclasses.dataclass(frozen=True)

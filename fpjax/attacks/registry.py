@@ -198,7 +198,7 @@ def _value(text: str, field: dataclasses.Field, value: str) -> Any:
 
 
 def _class(name: Any) -> type[Attack]:
-    if name not in ATTACKS:
+    if not isinstance(name, str) or name not in ATTACKS:
         raise AttackError(f"unknown attack {name!r}; there are {', '.join(sorted(ATTACKS))}")
     return ATTACKS[name]
 
