@@ -13,11 +13,11 @@ import time
 import jax
 import numpy as np
 from absl import app, flags
+from fpjax.inversion.adam import Adam
+from fpjax.inversion.gauss_newton import GaussNewton
 
 import fpjax
 from fpjax.data.files import to_uint8
-from fpjax.inversion.adam import Adam
-from fpjax.inversion.gauss_newton import GaussNewton
 
 _NUM_IMAGES = flags.DEFINE_integer("num_images", 8, "Images to invert.")
 _NUM_STARTS = flags.DEFINE_integer("num_starts", 2, "Starts of the published solver.")

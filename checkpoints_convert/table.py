@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from checkpoints_convert.printable import name
+from fpjax.errors import FpjaxError
 from fpjax.models.checkpoint import flatten, unflatten
 
 Transform = Callable[[np.ndarray], Any]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 
 from checkpoints_convert.describe import describe
+from fpjax.errors import FpjaxError
 
 GIB = 1 << 30
 MIB = 1 << 20

@@ -398,7 +398,7 @@ from checkpoints_convert.command import run
 code = run(sys.argv[1:])
 import fpjax
 generator = fpjax.load_generator(sys.argv[2])
-assert generator.resolution == 32
+assert generator.image_shape == (32, 32, 3)
 sys.exit(code)
 """
 

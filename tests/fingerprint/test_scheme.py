@@ -73,7 +73,8 @@ import sys, numpy as np
 from fpjax.fingerprint.scheme import Scheme
 from fpjax.zoo.load import load_generator
 scheme = Scheme.load(sys.argv[1], load_generator(sys.argv[2]))
-sys.stdout.buffer.write(scheme.basis.directions.tobytes() + scheme.calibration.start.weight.tobytes())
+parts = scheme.basis.directions, scheme.calibration.start.weight
+sys.stdout.buffer.write(b"".join(part.tobytes() for part in parts))
 print(scheme.id, file=sys.stderr)
 """
 

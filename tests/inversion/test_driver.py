@@ -88,7 +88,7 @@ def test_chunks_shrink_to_the_memory_budget(scheme):
 
 
 def test_other_arrays_of_the_same_shapes_compile_nothing(scheme, images):
-    """Another strength, basis, set of weights and number of images run the programs of the first."""
+    """Another strength, basis, weights and number of images run the programs of the first."""
     starts = toys.starts(scheme)
     fpjax.invert(Problem(scheme), images[:5], starts=starts)
     before = driver._round._cache_size(), driver._init._cache_size()

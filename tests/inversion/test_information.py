@@ -1,4 +1,4 @@
-"""Information about the key: closed forms, the profile likelihood, Cramer-Rao, decision feedback."""
+"""Information about the key: closed forms, profile likelihood, Cramer-Rao, decision feedback."""
 
 import jax
 import jax.numpy as jnp
