@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from fpjax.models._layers import MAX_SIZE
+from fpjax.models.layers import MAX_SIZE
 
 from checkpoints_convert.documents import below, choice, flag, integer, number, read_yaml
 from checkpoints_convert.found import (

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from fpjax.models._layers import MAX_LEVELS
+from fpjax.models.layers import MAX_LEVELS
 
 from checkpoints_convert.printable import name as shown_name
 from checkpoints_convert.printable import names as shown_names

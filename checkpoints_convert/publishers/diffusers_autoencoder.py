@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fpjax.models._layers import MAX_DEPTH, MAX_SIZE
+from fpjax.models.layers import MAX_DEPTH, MAX_SIZE
 
 from checkpoints_convert.documents import choice, integer, integers, number, texts, unexpected
 from checkpoints_convert.printable import name as shown_name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fpjax.models._layers import MAX_DEPTH, MAX_SIZE
+from fpjax.models.layers import MAX_DEPTH, MAX_SIZE
 
 from checkpoints_convert.describe import describe
 from checkpoints_convert.documents import choice, flag, integer, integers, number, texts, unexpected

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from fpjax.models._layers import MAX_DEPTH
+from fpjax.models.layers import MAX_DEPTH
 
 from checkpoints_convert.found import Found, at, check_alone, check_averages
 from checkpoints_convert.publishers.stylegan2 import (

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from fpjax.models._layers import MAX_DEPTH
+from fpjax.models.layers import MAX_DEPTH
 
 from checkpoints_convert.describe import describe
 from checkpoints_convert.documents import choice, number, unexpected

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from fpjax.models._layers import MAX_DEPTH
+from fpjax.models.layers import MAX_DEPTH
 
 from checkpoints_convert.describe import describe
 from checkpoints_convert.found import Found, at, check_alone, check_averages
