@@ -5,6 +5,7 @@ False-positive rates need none of it: they are exact for every image (`tails.py`
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -57,7 +58,7 @@ def calibrate(
     """
 
     def staged(stage):
-        return None if progress is None else lambda done, total: progress(stage, done, total)
+        return None if progress is None else functools.partial(progress, stage)
 
     solver = LevenbergMarquardt() if solver is None else solver
     key_start, key_latents, key_keys = jax.random.split(key, 3)

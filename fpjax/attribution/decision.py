@@ -144,8 +144,8 @@ def decide(
             continue
         differing = hamming_distances(words, pack_words(bits))
         best = int(differing.argmin())
-        p_value = _family_wise(matching_tail(length, length - differing[best]), len(users))
-        if p_value > _DECISIVE * false_positive_rate and solution.information is not None:
+        p_value = _family_wise(float(matching_tail(length, length - differing[best])), len(users))
+        if p_value > _DECISIVE * false_positive_rate:
             best, p_value = _soft(solution, i, keys, levels, best, p_value)
         named = p_value <= false_positive_rate
         reason = Reason.NO_KEY_CLOSE_ENOUGH if explained else unexplained
@@ -166,13 +166,15 @@ def decide(
 
 def _family_wise(p: float, num_keys: int) -> float:
     """Over all keys, and over the two statistics that are looked at."""
-    return combine_tests(family_wise(p, num_keys), 1.0)
+    return float(combine_tests(family_wise(p, num_keys), 1.0))
 
 
 def _soft(
     solution: Solution, image: int, keys: np.ndarray, levels: Levels, best: int, p_value: float
 ) -> tuple[int, float]:
     """The better of the best key by matching bits and the best by soft score, with its p-value."""
+    if solution.information is None or solution.linear is None:
+        return best, p_value
     information, linear = solution.information[image], solution.linear[image]
     if not (np.isfinite(information).all() and np.isfinite(linear).all()):
         return best, p_value

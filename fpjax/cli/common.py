@@ -185,7 +185,7 @@ def use_compilation_cache() -> None:
     """Keeps compiled programs between calls, in the user's cache unless JAX is told where."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         if os.path.isabs(base):  # not so where nobody knows the user's home
             jax.config.update("jax_compilation_cache_dir", os.path.join(base, "fpjax", "jax"))

@@ -119,6 +119,7 @@ def main(args: argparse.Namespace) -> int:
         key_images, key_plain = jax.random.split(jax.random.key(args.seed))
         made = generate(scheme, key_images, true_keys)
         originals, fingerprinted = made.originals, made.images
+        assert originals is not None  # as for every projected latent
         latents = sample_latents(scheme.generator, key_plain, NUM_WITHOUT_KEY)
         latents = latents.reshape(-1, *scheme.generator.latent_shape)
         plain = to_uint8(decode_images(scheme.generator, latents))
@@ -154,7 +155,7 @@ def main(args: argparse.Namespace) -> int:
                     ),
                 )
                 found_keys.extend(found.keys)
-                for row, image, verdict in zip(batch, images, found.verdicts, strict=True):
+                for row, image, verdict in zip(batch, images, found.verdicts or (), strict=True):
                     row.image, row.verdict = image, verdict
 
     count = len(owners)

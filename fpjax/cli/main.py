@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -55,7 +56,7 @@ def build_parser() -> Parser:
             overview = _overview(f"fpjax {group} COMMAND", members)
             parser = commands[""].add_parser(group, description=overview)
             commands[group] = _subcommands(parser, " or ".join(members))
-        parser = commands[group].add_parser(last, description=module.__doc__.strip())
+        parser = commands[group].add_parser(last, description=(module.__doc__ or "").strip())
         module.add_arguments(parser)
         parser.set_defaults(module=module, prog=parser.prog)
     return root
@@ -95,7 +96,7 @@ def run(arguments: list[str]) -> int:
     """Runs one command line (without the program's name) and returns its exit code."""
     for stream in (sys.stdout, sys.stderr):
         # Names of files may hold what the terminal cannot show.
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         if not arguments or arguments[0] == "help":

@@ -155,6 +155,7 @@ def main(args: argparse.Namespace) -> int:
             raise
     draft.remove()
     calibration = scheme.calibration
+    assert calibration is not None
     print(f"wrote {common.shown(args.out)}: scheme {scheme.id[:12]} for {generator.name}")
     print(
         f"{scheme.key_length}-bit keys on directions {scheme.shift} to "

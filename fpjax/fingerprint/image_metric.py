@@ -98,7 +98,7 @@ def image_basis(latents: np.ndarray, metric: np.ndarray) -> Basis:
     variances, vectors = np.linalg.eigh(lower.T @ covariance @ lower)
     order = np.argsort(variances)[::-1]
     variances, vectors = variances[order], vectors[:, order]
-    directions = scipy.linalg.solve_triangular(lower, vectors, lower=True, trans="T").T
+    directions = scipy.linalg.solve_triangular(lower, vectors, lower=True, trans=1).T
     dual = (lower @ vectors).T
     signs = row_signs(directions)[:, None]
     return Basis(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -157,9 +157,10 @@ def _bound_generator(path: Path, header: dict[str, Any], generator: Generator | 
         generator = load_generator(name)
     noise = header.get("noise", "const")
     if noise != generator.noise:
-        if not hasattr(generator, "with_noise") or noise not in ("const", "none"):
+        with_noise = getattr(generator, "with_noise", None)
+        if with_noise is None or noise not in ("const", "none"):
             raise SchemeError(f"{path}: made with noise {noise!r:.20}, unknown to this generator")
-        generator = generator.with_noise(noise)
+        generator = cast(Generator, with_noise(noise))
     if header["generator_sha256"] != generator.sha256:
         raise SchemeError(
             f"{path}: made for generator {name!r:.80} with SHA-256 "

@@ -131,7 +131,7 @@ def key_information(
     block = tangents_in_block(problem, memory)
     operands = jax.device_put((problem, np.asarray(unknowns, np.float32), targets))
     found = jax.device_get(_key_information(*operands, block))
-    return KeyInformation(*(np.asarray(value) for value in found))
+    return jax.tree.map(np.asarray, found)
 
 
 def decide_bits(soft_bits: np.ndarray, information: np.ndarray) -> np.ndarray:

@@ -34,13 +34,10 @@ LEAK = 0.1
 
 @runtime_checkable
 class Observation(Protocol):
-    """What an inversion needs to know about a file's history.
+    """What an inversion needs to know about a file's history."""
 
-    Attributes:
-      name: short, stable; reported with every answer.
-    """
-
-    name: str
+    name: ClassVar[str]
+    """Short and stable; reported with every answer."""
 
     def residual(self, image: Array, target: Array, leak: Array | float = 0.0) -> Array:
         """Differences in units of the noise.

@@ -63,9 +63,8 @@ class Problem:
 
     def prepared(self) -> Problem:
         """The problem as programs take it: without calibration, with all its weights loaded."""
-        observation = self.observation
-        if hasattr(observation, "loaded"):
-            observation = observation.loaded()
+        loaded = getattr(self.observation, "loaded", None)
+        observation = self.observation if loaded is None else loaded()
         scheme = self.scheme.without_calibration()
         return dataclasses.replace(self, scheme=scheme, observation=observation)
 
@@ -103,8 +102,9 @@ class Problem:
     def cost(self, unknowns: Array, target: Array) -> Array:
         """What is minimised, in nats up to a constant, ()."""
         image = self.image(unknowns)
-        if hasattr(self.observation, "distance"):
-            distance = self.observation.distance(image, target)
+        measure = getattr(self.observation, "distance", None)
+        if measure is not None:
+            distance = measure(image, target)
         else:
             distance = 0.5 * jnp.sum(self.observation.residual(image, target) ** 2)
         return distance + self.prior.penalty(self.scheme, unknowns)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from typing import Any
 
 import numpy as np
 
@@ -91,9 +92,11 @@ class Solution:
             values = [getattr(part, name) for part in parts]
             return None if any(v is None for v in values) else np.concatenate(values)
 
-        return cls(**{field.name: join(field.name) for field in dataclasses.fields(cls)})
+        values: dict[str, Any] = {f.name: join(f.name) for f in dataclasses.fields(cls)}
+        return cls(**values)
 
     def take(self, rows) -> Solution:
         """The solution of some of the images."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Solution(**{k: None if v is None else v[rows] for k, v in values.items()})
+        whole = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values: dict[str, Any] = {k: None if v is None else v[rows] for k, v in whole.items()}
+        return Solution(**values)

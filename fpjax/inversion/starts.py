@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -120,7 +121,8 @@ def fit_linear_start(
          np.full(scheme.key_length, half, np.float32)]
     )  # fmt: skip
     simulate, reduce = jax.jit(type(observation).simulate), jax.jit(low_pass)
-    gram = cross = None
+    gram: Any = None
+    cross: Any = None
     held = []
     for i, key_file in enumerate(jax.random.split(key_files, count)):
         part = slice(i * batch, (i + 1) * batch)
@@ -148,5 +150,6 @@ def fit_linear_start(
         error = np.mean((features @ weight - targets) ** 2)
         if best is None or error < best[0]:
             best = (error, weight)
+    assert best is not None
     weight = best[1] * spread[None]
     return LinearStart(weight[:-1].astype(np.float16), weight[-1].astype(np.float32))

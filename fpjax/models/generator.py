@@ -139,4 +139,5 @@ class Generator:
 
 @functools.partial(jax.jit, static_argnums=2)
 def _sample(generator: Generator, key: Array, num: int) -> Array:
+    assert generator.sample_latents is not None
     return generator.sample_latents(generator.params, key, num)

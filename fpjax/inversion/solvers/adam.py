@@ -72,7 +72,7 @@ class Adam:
         """The published settings: 20 starts of 2000 steps."""
         return cls()
 
-    def schedule(self, count: Array) -> Array:
+    def schedule(self, count: Any) -> Array:
         """Learning rate of step `count`, from 0."""
         return self.learning_rate * jnp.exp(-self.decay * (count + 1))
 
@@ -120,7 +120,7 @@ class Adam:
             unknowns, memory = carry
             gradient = jax.grad(problem.cost)(unknowns, target)
             updates, next_memory = optimizer.update(gradient, memory)
-            moved = problem.bounded(optax.apply_updates(unknowns, updates)), next_memory
+            moved = problem.bounded(unknowns + updates), next_memory
             return jax.tree.map(lambda new, old: jnp.where(i < count, new, old), moved, carry)
 
         unknowns, memory = jax.lax.fori_loop(

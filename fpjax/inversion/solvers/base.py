@@ -6,7 +6,7 @@ are traced under jit and vmap.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -34,17 +34,12 @@ class Estimate(NamedTuple):
 
 @runtime_checkable
 class Solver(Protocol):
-    """What the driver needs of a solver.
+    """What the driver needs of a solver."""
 
-    Attributes:
-      name: short and stable; calibrations record it.
-      num_starts: starts that an image gets where the caller names none.
-      cpu_lanes: lanes that a CPU advances at once, at most.
-    """
-
-    name: str
-    num_starts: int
-    cpu_lanes: int
+    name: ClassVar[str]
+    """Short and stable; calibrations record it."""
+    cpu_lanes: ClassVar[int]
+    """Lanes that a CPU advances at once, at most."""
 
     def refuses(self, problem: Problem) -> str | None:
         """Why this solver does not take a problem, or None where it does."""

@@ -107,7 +107,6 @@ class LevenbergMarquardt:
     jacobian_dtype: str = "float32"
 
     name: ClassVar[str] = "levenberg-marquardt"
-    num_starts: ClassVar[int] = 1
     cpu_lanes: ClassVar[int] = 1
 
     def __post_init__(self):
@@ -159,6 +158,7 @@ class LevenbergMarquardt:
 
     def step(self, problem: Problem, state: LaneState, target: Array, plan: int) -> LaneState:
         """One linearisation and the inner steps that are taken with it."""
+        assert isinstance(problem.prior, GaussianPrior)  # see `refuses`
         mean, std = problem.prior.mean_and_std(problem.scheme)
         precision = 1 / std**2
         num_alpha = problem.scheme.num_alpha
