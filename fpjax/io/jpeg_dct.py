@@ -18,6 +18,7 @@ edges, which neither fixes, what libjpeg does.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -187,6 +188,7 @@ class JpegLayout:
         return parts
 
 
+@functools.partial(jax.jit, static_argnames="layout")
 def jpeg_coefficients(images: jax.Array, layout: JpegLayout) -> jax.Array:
     """DCT coefficients of the blocks of a picture, before quantisation.
 
