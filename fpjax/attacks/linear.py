@@ -98,10 +98,6 @@ def _scatter(source: jax.Array, weights: jax.Array, length: int) -> jax.Array:
     return jnp.zeros((source.shape[0], length), weights.dtype).at[rows, source].add(weights)
 
 
-def _sinc(x):
-    return jnp.sinc(x)  # Normalised, and differentiable at zero.
-
-
 def _cubic(x, a: float = -0.5):
     """The cubic convolution kernel of Keys (1981) with slope `a` at 1."""
     x = jnp.abs(x)
@@ -110,21 +106,22 @@ def _cubic(x, a: float = -0.5):
     return jnp.where(x < 1, near, jnp.where(x < 2, far, jnp.zeros_like(x)))
 
 
-# (half width, function), those of Pillow.
+def _hamming(x):
+    window = 0.54 + 0.46 * jnp.cos(math.pi * x)
+    return jnp.where(jnp.abs(x) < 1, jnp.sinc(x) * window, jnp.zeros_like(x))
+
+
+def _lanczos(x):
+    return jnp.where(jnp.abs(x) < 3, jnp.sinc(x) * jnp.sinc(x / 3), jnp.zeros_like(x))
+
+
+# Those of Pillow.
 _KERNELS = {
-    "box": (0.5, lambda x: jnp.where((x > -0.5) & (x <= 0.5), 1.0, 0.0).astype(x.dtype)),
-    "bilinear": (1.0, lambda x: jnp.maximum(1 - jnp.abs(x), 0)),
-    "hamming": (
-        1.0,
-        lambda x: jnp.where(
-            jnp.abs(x) < 1, _sinc(x) * (0.54 + 0.46 * jnp.cos(math.pi * x)), jnp.zeros_like(x)
-        ),
-    ),
-    "bicubic": (2.0, _cubic),
-    "lanczos": (
-        3.0,
-        lambda x: jnp.where(jnp.abs(x) < 3, _sinc(x) * _sinc(x / 3), jnp.zeros_like(x)),
-    ),
+    "box": lambda x: ((x > -0.5) & (x <= 0.5)).astype(x.dtype),
+    "bilinear": lambda x: jnp.maximum(1 - jnp.abs(x), 0),
+    "hamming": _hamming,
+    "bicubic": _cubic,
+    "lanczos": _lanczos,
 }
 
 
@@ -161,12 +158,11 @@ def resize(images, shape: tuple[int, int], filter: str = "bicubic", box=None) ->
 
 def _resampling(length: int, count: int, start, stop, filter: str) -> jax.Array:
     """(count, length): weights of the pixels of an axis in `count` samples of [start, stop]."""
-    _, kernel = _KERNELS[filter]
     step = (stop - start) / count
     width = jnp.maximum(step, 1)
     centre = start + (jnp.arange(count).astype(step.dtype) + 0.5) * step
     pixel = jnp.arange(length).astype(step.dtype) + 0.5
-    weights = kernel((pixel[None, :] - centre[:, None]) / width)
+    weights = _KERNELS[filter]((pixel[None, :] - centre[:, None]) / width)
     return weights / weights.sum(1, keepdims=True)
 
 

@@ -268,6 +268,23 @@ def test_files_that_are_no_whole_jpeg_are_refused(tmp_path):
         read_jpeg_header(tmp_path / "missing.jpg")
 
 
+def test_damaged_files_are_read_or_refused_and_nothing_else():
+    rng = np.random.default_rng(0)
+    refused = 0
+    for options in ({}, {"progressive": True}):
+        data = encode(noise(24, 40), quality=75, **options)
+        for _ in range(100):
+            damaged = bytearray(data)
+            for place in rng.integers(0, 640, 3):  # The header and the start of the scan.
+                damaged[place] = rng.integers(0, 256)
+            try:
+                coefficients = dequantised_coefficients(bytes(damaged))
+                assert np.isfinite(coefficients).all()
+            except JpegError:
+                refused += 1
+    assert refused > 20
+
+
 def test_a_missing_reader_of_coefficients_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "jpeglib", None)
     data = encode(noise(16, 16))
