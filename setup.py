@@ -52,6 +52,8 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["fpjax*", "checkpoints_convert*"]),
     package_data={
+        "fpjax": ["py.typed", "**/*.pyi"],
+        "fpjax.cli": ["templates/*"],
         "fpjax.zoo": ["models/**/*"],
         "fpjax.data": ["cards/*"],
     },

@@ -10,7 +10,7 @@ from PIL import Image
 from fpjax.io.jpeg import standard_tables
 from fpjax.io.jpeg_dct import JpegError, JpegLayout
 from fpjax.io.jpeg_history import JpegStatus, _triangle_upsampling, estimate_jpeg_tables
-from tests.fixtures import fixture
+from tests.reference import fixture
 
 
 @pytest.fixture(scope="module")
