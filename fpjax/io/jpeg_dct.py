@@ -25,6 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fpjax.errors import InputError
+
 # JFIF: full-range luma and chroma of ITU-R BT.601; rows are Y, Cb, Cr.
 YCBCR_FROM_RGB = np.array(
     [
@@ -43,7 +45,7 @@ _SUBSAMPLINGS = {
 }
 
 
-class JpegError(ValueError):
+class JpegError(InputError):
     """A JPEG file that cannot be used, or a layout that no JPEG file has."""
 
 
