@@ -44,6 +44,7 @@ def jacobian_rows(
     Returns:
       The value (M,), and the rows (K, M).
 
+    >>> import jax.numpy as jnp
     >>> value, rows = jacobian_rows(lambda x: x**2, jnp.arange(3.0), jnp.eye(3), block=2)
     >>> jnp.diag(rows).tolist()
     [0.0, 2.0, 4.0]
@@ -65,6 +66,7 @@ def tangent_bytes(function: Callable[..., Array], point: Any, *arguments: Any) -
       function: of `point` and further arguments, along which no derivative is taken.
       point, arguments: arrays or `jax.ShapeDtypeStruct`s, or trees of them; nothing is computed.
 
+    >>> import jax.numpy as jnp
     >>> tangent_bytes(lambda x: jnp.sin(x), jax.ShapeDtypeStruct((1000,), jnp.float32))
     24000
     """
