@@ -3,9 +3,9 @@
 One Jacobian of each of a few dozen natural latents, by the latent itself, serves every basis,
 shift, length and strength: with W = J J^T over the pixels that are not saturated and directions T,
 the curvature of any design is T W T^T over the noise's variance. From it come the information S
-about the symbols (`inversion.information`), the share of bits that decision feedback gets right, the
-chance that all are right, and the mutual information of the key. Quality is measured on pictures
-that are made, since distortion is not linear in the strength.
+about the symbols (`inversion.information`), the share of bits that decision feedback gets right,
+the chance that all are right, and the mutual information of the key. Quality is measured on
+pictures that are made, since distortion is not linear in the strength.
 
 This is the paper's question (which directions, what strength, how many bits) as a tool.
 """
