@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from fpjax.models.layers import MAX_SIZE
 
 from checkpoints_convert.documents import below, choice, flag, integer, number, read_yaml
 from checkpoints_convert.found import (
@@ -30,6 +29,7 @@ from checkpoints_convert.request import Request, without_effect
 from checkpoints_convert.table import Conversion, ConversionError, Ignorable, convert, select, under
 from fpjax.models import autoencoder, diffusion, unet
 from fpjax.models.diffusion import MAX_TIMESTEPS, BetaSchedule
+from fpjax.models.layers import MAX_SIZE
 
 STAGE, UNET = "first_stage_model.", "model.diffusion_model."
 

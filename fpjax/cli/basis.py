@@ -63,7 +63,7 @@ def main(args: argparse.Namespace) -> int:
     import numpy as np
 
     from fpjax.data.atomic import atomic_write
-    from fpjax.fingerprint.basis import fit_basis
+    from fpjax.fingerprint.fit import fit_basis
     from fpjax.progress import Display
 
     common.use_compilation_cache()

@@ -93,8 +93,9 @@ def main(args: argparse.Namespace) -> int:
     from fpjax.cli.demo_page import Row, write_page
     from fpjax.data.files import load_image, save_image, to_uint8
     from fpjax.fingerprint.basis import sample_latents
-    from fpjax.fingerprint.embed import decode_images, generate
-    from fpjax.fingerprint.scheme_files import load_scheme
+    from fpjax.fingerprint.decode import decode_images
+    from fpjax.fingerprint.embed import generate
+    from fpjax.fingerprint.scheme import load_scheme
     from fpjax.progress import Display
 
     common.use_compilation_cache()

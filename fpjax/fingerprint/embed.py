@@ -9,18 +9,15 @@ from pathlib import Path
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fpjax.data.files import save_image, to_uint8
 from fpjax.errors import InputError
+from fpjax.fingerprint.decode import decode_images
 from fpjax.fingerprint.keys import check_keys, to_symbols
 from fpjax.fingerprint.scheme import Scheme
-from fpjax.models.generator import Generator
 
 Array = jax.Array
-
-BATCH = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,11 +68,6 @@ class Generated:
         return paths
 
 
-@jax.jit
-def _decode(generator: Generator, latents: Array) -> Array:
-    return jnp.clip(generator.decode(generator.params, latents), -1, 1)
-
-
 @functools.partial(jax.jit, static_argnums=1)
 def _normal(key: Array, shape: tuple[int, int]) -> Array:
     return jax.random.normal(key, shape, "float32")
@@ -89,32 +81,6 @@ def _project(scheme: Scheme, latents: Array) -> Array:
 @jax.jit
 def _latents_of(scheme: Scheme, alpha: Array, symbols: Array) -> Array:
     return scheme.latents_of(alpha, symbols)
-
-
-def decode_images(generator: Generator, latents, batch: int = BATCH) -> np.ndarray:
-    """Images (N, H, W, C) float32 in [-1, 1] of latents, a batch at a time through one program.
-
-    Args:
-      generator: what makes the images.
-      latents: (N, *latent_shape).
-      batch: images made at once.
-    """
-    latents = np.asarray(jax.device_get(latents), np.float32)
-    count = len(latents)
-    batch = max(1, min(batch, count))
-    padded = np.concatenate([latents, np.repeat(latents[:1], -count % batch, axis=0)])
-    parts = [
-        np.asarray(jax.device_get(_decode(generator, jax.device_put(padded[i : i + batch]))))
-        for i in range(0, len(padded), batch)
-    ]
-    if not parts:
-        return np.zeros((0, *generator.image_shape), np.float32)
-    return np.concatenate(parts)[:count]
-
-
-def natural_images(generator: Generator, key: Array, num: int) -> np.ndarray:
-    """(num, H, W, C) uint8 images of natural latents, as a user without a key would get them."""
-    return to_uint8(decode_images(generator, generator.natural_latents(key, num)))
 
 
 def embed(scheme: Scheme, alpha, keys) -> np.ndarray:

@@ -19,10 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fpjax.errors import FpjaxError, InputError
+from fpjax.errors import InputError
 from fpjax.fingerprint.basis import Basis
 from fpjax.fingerprint.calibration import Calibration
 from fpjax.fingerprint.keys import Levels, check_keys, to_symbols
+from fpjax.fingerprint.scheme_files import open_scheme, save_scheme
 from fpjax.models.checkpoint import canonical_json
 from fpjax.models.generator import Generator, static
 
@@ -31,10 +32,6 @@ Array = jax.Array
 LEFT_OUT_PSNR = 50.0
 """Decibels, by the image metric, between natural images and those whose latents keep the mean along
 the directions that `Scheme.create` leaves out."""
-
-
-class SchemeError(FpjaxError, ValueError):
-    """A scheme that is damaged, of a newer format, or of another generator."""
 
 
 @jax.tree_util.register_dataclass
@@ -233,13 +230,28 @@ class Scheme:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes a folder that `Scheme.load` opens, atomically; see `scheme_files.save_scheme`."""
-        from fpjax.fingerprint.scheme_files import save_scheme
-
         save_scheme(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike, generator: Generator | None = None) -> Scheme:
         """Opens a saved scheme; see `scheme_files.open_scheme`."""
-        from fpjax.fingerprint.scheme_files import open_scheme
+        return open_scheme(cls.create, path, generator)
 
-        return open_scheme(path, generator)
+
+def load_scheme(name_or_path: str | os.PathLike, generator: Generator | None = None) -> Scheme:
+    """Opens the ready-made scheme of a bundled generator by its name, or a saved scheme's folder.
+
+    Args:
+      name_or_path: "avatars-stylegan2", or a folder.
+      generator: the generator the scheme belongs to, where it is not a bundled one.
+
+    Raises:
+      SchemeError: if the folder is no scheme, damaged, or of another generator.
+
+    >>> load_scheme("avatars-stylegan2").key_length
+    64
+    """
+    from fpjax import zoo
+
+    text = os.fspath(name_or_path)
+    return Scheme.load(zoo.scheme_path(text) if text in zoo.scheme_names() else text, generator)

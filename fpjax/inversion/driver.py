@@ -23,7 +23,7 @@ from fpjax.errors import InputError
 from fpjax.fingerprint.keys import level_range
 from fpjax.inversion.information import decide_bits
 from fpjax.inversion.observation import pixel_residual
-from fpjax.inversion.problem import Problem
+from fpjax.inversion.problem import Problem, check_images
 from fpjax.inversion.solution import RUNNING, Solution, Status
 from fpjax.inversion.solvers.base import Solver
 from fpjax.inversion.solvers.levenberg_marquardt import LevenbergMarquardt
@@ -48,29 +48,6 @@ jax.tree_util.register_pytree_node(
     lambda wave: ((wave["state"], wave["status"], wave["targets"]), None),
     lambda _, parts: Wave(state=parts[0], status=parts[1], targets=parts[2]),
 )
-
-
-def check_images(problem: Problem, images) -> np.ndarray:
-    """Images as (B, H, W, C) float32 in [-1, 1], or what does not fit.
-
-    Raises:
-      InputError: for another shape or type, or floats outside [-1, 1].
-    """
-    images = np.asarray(jax.device_get(images))
-    shape = problem.scheme.generator.image_shape
-    if images.ndim != 4 or images.shape[1:] != shape:
-        raise InputError(
-            f"images have shape {images.shape}: expected (B, {', '.join(map(str, shape))})"
-        )
-    if images.dtype == np.uint8:
-        return images.astype(np.float32) / np.float32(127.5) - 1
-    if not np.issubdtype(images.dtype, np.floating):
-        raise InputError(f"images are {images.dtype}: expected uint8, or float in [-1, 1]")
-    with np.errstate(invalid="ignore"):
-        outside = np.abs(images) > 1 + 1e-3
-    if outside.any() and not np.isinf(images[outside]).all():
-        raise InputError("float images have values outside [-1, 1]; pass 0..255 as uint8")
-    return images.astype(np.float32)
 
 
 def invert(

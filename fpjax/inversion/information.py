@@ -20,7 +20,7 @@ import numpy as np
 from jax.scipy.linalg import solve_triangular
 
 from fpjax.inversion.prior import GaussianPrior
-from fpjax.inversion.problem import Problem
+from fpjax.inversion.problem import Problem, check_images
 from fpjax.models.jacobian import DEFAULT_MEMORY, block_size, jacobian_rows, tangent_bytes
 
 Array = jax.Array
@@ -124,8 +124,6 @@ def key_information(
     Returns:
       S (B, L, L) and h (B, L), NumPy float32.
     """
-    from fpjax.inversion.driver import check_images
-
     problem = problem.prepared()
     targets = check_images(problem, images)
     block = tangents_in_block(problem, memory)

@@ -65,7 +65,7 @@ class Observation(Protocol):
 def leaky_clip(x: Array, leak: Array) -> Array:
     """Clips to [-1, 1]; outside, the derivative is `leak` instead of 0.
 
-    >>> jax.jvp(lambda x: leaky_clip(x, 0.1), (2.0,), (1.0,))
+    >>> jax.jvp(lambda x: leaky_clip(x, 0.1), (jnp.float32(2),), (jnp.float32(1),))
     (Array(1., dtype=float32), Array(0.1, dtype=float32))
     """
     del leak

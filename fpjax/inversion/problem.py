@@ -13,6 +13,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fpjax.errors import InputError
 from fpjax.fingerprint.keys import level_range
@@ -108,3 +109,26 @@ class Problem:
         else:
             distance = 0.5 * jnp.sum(self.observation.residual(image, target) ** 2)
         return distance + self.prior.penalty(self.scheme, unknowns)
+
+
+def check_images(problem: Problem, images) -> np.ndarray:
+    """Images as (B, H, W, C) float32 in [-1, 1], or what does not fit.
+
+    Raises:
+      InputError: for another shape or type, or floats outside [-1, 1].
+    """
+    images = np.asarray(jax.device_get(images))
+    shape = problem.scheme.generator.image_shape
+    if images.ndim != 4 or images.shape[1:] != shape:
+        raise InputError(
+            f"images have shape {images.shape}: expected (B, {', '.join(map(str, shape))})"
+        )
+    if images.dtype == np.uint8:
+        return images.astype(np.float32) / np.float32(127.5) - 1
+    if not np.issubdtype(images.dtype, np.floating):
+        raise InputError(f"images are {images.dtype}: expected uint8, or float in [-1, 1]")
+    with np.errstate(invalid="ignore"):
+        outside = np.abs(images) > 1 + 1e-3
+    if outside.any() and not np.isinf(images[outside]).all():
+        raise InputError("float images have values outside [-1, 1]; pass 0..255 as uint8")
+    return images.astype(np.float32)

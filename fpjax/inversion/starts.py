@@ -13,7 +13,8 @@ import scipy.linalg
 from fpjax.errors import InputError
 from fpjax.fingerprint.basis import sample_latents
 from fpjax.fingerprint.calibration import LinearStart
-from fpjax.fingerprint.embed import decode_images, embed, project
+from fpjax.fingerprint.decode import decode_images
+from fpjax.fingerprint.embed import embed, project
 from fpjax.fingerprint.keys import level_range, sample_keys, to_symbols
 from fpjax.fingerprint.scheme import Scheme
 from fpjax.inversion.observation import Observation, Rounded8Bit

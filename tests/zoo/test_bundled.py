@@ -9,7 +9,7 @@ import pytest
 import fpjax
 from fpjax import zoo
 from fpjax.data.files import load_image
-from fpjax.fingerprint.embed import natural_images
+from fpjax.fingerprint.decode import natural_images
 from fpjax.models.checkpoint import canonical_json
 from fpjax.zoo.recipes import RECIPES
 
