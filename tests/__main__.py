@@ -20,7 +20,7 @@ CHECKS = {
     "lint": ("ruff", "check", "."),
     "format": ("ruff", "format", "--check", "."),
     "imports": ("import-linter", "lint"),
-    "types": ("pyright",),
+    "types": ("pyright", "--pythonpath", sys.executable),
 }
 BIN = Path(sys.executable).parent
 

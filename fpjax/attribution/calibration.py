@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from jaxtyping import PRNGKeyArray
 
 from fpjax.errors import InputError
 from fpjax.fingerprint.calibration import Calibration
@@ -33,7 +34,7 @@ Stage = Callable[[str, int, int], None]
 
 def calibrate(
     scheme: Scheme,
-    key: jax.Array,
+    key: PRNGKeyArray,
     *,
     num_start_images: int = NUM_FITTED_IMAGES,
     num_inverted_images: int = NUM_INVERTED_IMAGES,

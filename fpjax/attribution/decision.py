@@ -17,6 +17,8 @@ import enum
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 from fpjax.attribution.registry import Registry, RegistryError
 from fpjax.attribution.tails import SoftTails, combine_tests, family_wise, matching_tail
@@ -92,11 +94,11 @@ class Attribution:
       calibration_sha256: hash of the scheme's calibration, None without one.
     """
 
-    keys: np.ndarray
-    soft_bits: np.ndarray
-    information: np.ndarray | None
-    residual: np.ndarray
-    status: np.ndarray
+    keys: UInt8[np.ndarray, "batch length"]
+    soft_bits: Float[np.ndarray, "batch length"]
+    information: Float[np.ndarray, "batch length length"] | None
+    residual: Float[np.ndarray, " batch"]
+    status: Int[np.ndarray, " batch"]
     solution: Solution
     verdicts: list[Verdict] | None
     observation: str
@@ -191,7 +193,7 @@ def _check_rate(rate: float) -> None:
 
 def attribute(
     scheme: Scheme,
-    images,
+    images: Shaped[Array | np.ndarray, "batch height width channels"],
     registry: Registry | None = None,
     *,
     false_positive_rate: float = DEFAULT_FALSE_POSITIVE_RATE,
@@ -199,7 +201,7 @@ def attribute(
     problem: Problem | None = None,
     solver: Solver | None = None,
     memory: int = DEFAULT_MEMORY,
-    mesh=None,
+    mesh: Mesh | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Attribution:
     """Reads the keys out of images and, given a registry, names their holders.

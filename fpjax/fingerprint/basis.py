@@ -12,6 +12,7 @@ from typing import Literal
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from fpjax.errors import InputError
 from fpjax.models.generator import Generator, static
@@ -40,10 +41,10 @@ class Basis:
       metric: "latent" or "image".
     """
 
-    mean: np.ndarray
-    directions: np.ndarray
-    dual: np.ndarray
-    std: np.ndarray
+    mean: Float[Array | np.ndarray, " size"]
+    directions: Float[Array | np.ndarray, "directions size"]
+    dual: Float[Array | np.ndarray, "directions size"]
+    std: Float[Array | np.ndarray, " directions"]
     num_samples: int = static()
     metric: Metric = static(default="latent")
 
@@ -68,7 +69,7 @@ class Basis:
         )
 
 
-def pca(latents: np.ndarray) -> Basis:
+def pca(latents: Float[np.ndarray, "num size"]) -> Basis:
     """Exact principal component analysis, accumulated in float64.
 
     Args:
@@ -124,7 +125,9 @@ def row_signs(directions: np.ndarray) -> np.ndarray:
     return np.sign(directions[rows, np.abs(directions).argmax(axis=1)])
 
 
-def sample_latents(generator: Generator, key: jax.Array, num: int, batch: int = 1000) -> np.ndarray:
+def sample_latents(
+    generator: Generator, key: PRNGKeyArray, num: int, batch: int = 1000
+) -> Float[np.ndarray, "num size"]:
     """Draws (num, D) natural latents, flattened, a batch at a time through one program.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, PRNGKeyArray, UInt8
 
 from fpjax.data.files import to_uint8
 from fpjax.models.generator import Generator
@@ -19,7 +20,9 @@ def _decode(generator: Generator, latents: Array) -> Array:
     return jnp.clip(generator.decode(generator.params, latents), -1, 1)
 
 
-def decode_images(generator: Generator, latents, batch: int = BATCH) -> np.ndarray:
+def decode_images(
+    generator: Generator, latents, batch: int = BATCH
+) -> Float[np.ndarray, "batch height width channels"]:
     """Images (N, H, W, C) float32 in [-1, 1] of latents, a batch at a time through one program.
 
     Args:
@@ -40,6 +43,8 @@ def decode_images(generator: Generator, latents, batch: int = BATCH) -> np.ndarr
     return np.concatenate(parts)[:count]
 
 
-def natural_images(generator: Generator, key: Array, num: int) -> np.ndarray:
+def natural_images(
+    generator: Generator, key: PRNGKeyArray, num: int
+) -> UInt8[np.ndarray, "num height width channels"]:
     """(num, H, W, C) uint8 images of natural latents, as a user without a key would get them."""
     return to_uint8(decode_images(generator, generator.natural_latents(key, num)))

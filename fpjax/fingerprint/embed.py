@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import jax
 import numpy as np
+from jaxtyping import Float, PRNGKeyArray, Shaped, UInt8
 
 from fpjax.data.files import save_image, to_uint8
 from fpjax.errors import InputError
@@ -34,12 +36,12 @@ class Generated:
       keys: (B, L) uint8.
     """
 
-    images: np.ndarray
-    float_images: np.ndarray
-    latents: np.ndarray
-    originals: np.ndarray | None
-    alpha: np.ndarray
-    keys: np.ndarray
+    images: UInt8[np.ndarray, "batch height width channels"]
+    float_images: Float[np.ndarray, "batch height width channels"]
+    latents: Float[np.ndarray, "batch ..."]
+    originals: UInt8[np.ndarray, "batch height width channels"] | None
+    alpha: Float[np.ndarray, "batch coordinates"]
+    keys: UInt8[np.ndarray, "batch length"]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -83,7 +85,7 @@ def _latents_of(scheme: Scheme, alpha: Array, symbols: Array) -> Array:
     return scheme.latents_of(alpha, symbols)
 
 
-def embed(scheme: Scheme, alpha, keys) -> np.ndarray:
+def embed(scheme: Scheme, alpha, keys) -> Float[np.ndarray, "batch ..."]:
     """Latents (B, *latent_shape) of alpha (B, K - L) and keys (B, L); see `Scheme.embed`."""
     keys = check_keys(keys, scheme.key_length)
     alpha = np.asarray(jax.device_get(alpha), np.float32)
@@ -96,7 +98,7 @@ def embed(scheme: Scheme, alpha, keys) -> np.ndarray:
     return np.asarray(jax.device_get(_latents_of(*operands)))
 
 
-def project(scheme: Scheme, latents) -> np.ndarray:
+def project(scheme: Scheme, latents) -> Float[np.ndarray, "batch coordinates"]:
     """Coordinates alpha (B, K - L) of natural latents (B, *latent_shape)."""
     operands = jax.device_put((scheme.without_calibration(), latents))
     return np.asarray(jax.device_get(_project(*operands)))
@@ -104,8 +106,8 @@ def project(scheme: Scheme, latents) -> np.ndarray:
 
 def generate(
     scheme: Scheme,
-    key: Array,
-    keys,
+    key: PRNGKeyArray,
+    keys: Shaped[Array | np.ndarray, "batch length"] | Sequence[Sequence[int]],
     *,
     alpha: Literal["projected", "sampled"] = "projected",
 ) -> Generated:

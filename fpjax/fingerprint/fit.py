@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+from jaxtyping import PRNGKeyArray
 
 from fpjax.errors import InputError
 from fpjax.fingerprint.basis import Basis, Metric, pca, sample_latents
@@ -12,7 +13,7 @@ from fpjax.models.generator import Generator
 
 def fit_basis(
     generator: Generator,
-    key: jax.Array,
+    key: PRNGKeyArray,
     num_samples: int = 10_000,
     *,
     metric: Metric = "image",

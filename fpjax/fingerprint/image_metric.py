@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
+from jaxtyping import Float
 
 from fpjax.fingerprint.basis import Basis, centre, row_signs
 from fpjax.models.generator import Generator
@@ -33,7 +34,7 @@ a finite length."""
 
 def image_metric(
     generator: Generator,
-    latents: np.ndarray,
+    latents: Float[np.ndarray, "num size"],
     *,
     memory: int = DEFAULT_MEMORY,
     progress: Callable[[int, int], None] | None = None,
@@ -76,7 +77,9 @@ def _rows(generator: Generator, latent: jax.Array, block: int) -> jax.Array:
     return rows
 
 
-def image_basis(latents: np.ndarray, metric: np.ndarray) -> Basis:
+def image_basis(
+    latents: Float[np.ndarray, "num size"], metric: Float[np.ndarray, "size size"]
+) -> Basis:
     """The basis of natural latents in a metric; see the module's text.
 
     Args:

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from fpjax.errors import InputError
 from fpjax.fingerprint.basis import Basis
@@ -53,7 +54,7 @@ class Scheme:
 
     generator: Generator
     basis: Basis
-    strength: float
+    strength: Array | float
     key_length: int = static()
     shift: int = static()
     levels: Levels = static(default="antipodal")
@@ -186,14 +187,14 @@ class Scheme:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
-    def project(self, latents: Array) -> Array:
+    def project(self, latents: Float[Array, "batch ..."]) -> Float[Array, "batch coordinates"]:
         """alpha = dual_U (w - mean): natural latents (B, *latent_shape) -> (B, K - L)."""
         flat = jnp.asarray(latents).reshape(latents.shape[0], -1)
         return (flat - jnp.asarray(self.basis.mean)[None]) @ self.split(
             jnp.asarray(self.basis.dual)
         )[0].T
 
-    def embed(self, alpha: Array, keys) -> Array:
+    def embed(self, alpha: Float[Array, "batch coordinates"], keys) -> Float[Array, "batch ..."]:
         """w_key = mean + U^T alpha + sigma V^T symbols.
 
         Args:
@@ -211,7 +212,11 @@ class Scheme:
             raise InputError(f"{len(keys)} keys for {alpha.shape[0]} latents")
         return self.latents_of(alpha, jnp.asarray(to_symbols(keys, self.levels)))
 
-    def latents_of(self, alpha: Array, symbols: Array) -> Array:
+    def latents_of(
+        self,
+        alpha: Float[Array, "batch coordinates"],
+        symbols: Float[Array, "batch symbols"],
+    ) -> Float[Array, "batch ..."]:
         """Latents of alpha (B, K - L) and real-valued symbols (B, L); differentiable in both."""
         free, fingerprint = self.split(jnp.asarray(self.basis.directions))
         strength = jnp.asarray(self.strength, jnp.float32)
@@ -220,7 +225,9 @@ class Scheme:
         )
         return flat.reshape(alpha.shape[0], *self.generator.latent_shape)
 
-    def decode(self, latents: Array) -> Array:
+    def decode(
+        self, latents: Float[Array, "batch ..."]
+    ) -> Float[Array, "batch height width channels"]:
         """Images (B, *image_shape) of latents, not clipped."""
         return self.generator.decode(self.generator.params, latents)
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Float, Int, Shaped
 
 from fpjax.errors import InputError
 from fpjax.fingerprint.keys import level_range
@@ -52,10 +53,10 @@ jax.tree_util.register_pytree_node(
 
 def invert(
     problem: Problem,
-    images,
+    images: Shaped[Array | np.ndarray, "batch height width channels"],
     solver: Solver | None = None,
     *,
-    starts=None,
+    starts: Float[Array | np.ndarray, "*images starts unknowns"] | None = None,
     memory: int = DEFAULT_MEMORY,
     mesh: Mesh | None = None,
     progress: Progress | None = None,
@@ -91,14 +92,14 @@ def invert(
 
 def invert_iter(
     problem: Problem,
-    images,
+    images: Shaped[Array | np.ndarray, "batch height width channels"],
     solver: Solver | None = None,
     *,
-    starts=None,
+    starts: Float[Array | np.ndarray, "*images starts unknowns"] | None = None,
     memory: int = DEFAULT_MEMORY,
     mesh: Mesh | None = None,
     progress: Progress | None = None,
-) -> Iterator[tuple[np.ndarray, Solution]]:
+) -> Iterator[tuple[Int[np.ndarray, " finished"], Solution]]:
     """Like `invert`, but yields images as they are finished, so that long work can be saved.
 
     Yields:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import solve_triangular
+from jaxtyping import Float, Shaped
 
 from fpjax.inversion.prior import GaussianPrior
 from fpjax.inversion.problem import Problem, check_images
@@ -111,7 +112,11 @@ def _key_information(problem: Problem, unknowns: Array, targets: Array, block: i
 
 
 def key_information(
-    problem: Problem, unknowns, images, *, memory: int = DEFAULT_MEMORY
+    problem: Problem,
+    unknowns: Float[Array | np.ndarray, "batch unknowns"],
+    images: Shaped[Array | np.ndarray, "batch height width channels"],
+    *,
+    memory: int = DEFAULT_MEMORY,
 ) -> KeyInformation:
     """Information about the symbols at given unknowns.
 

@@ -14,6 +14,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from fpjax.errors import InputError
 from fpjax.fingerprint.keys import level_range
@@ -69,7 +70,9 @@ class Problem:
         scheme = self.scheme.without_calibration()
         return dataclasses.replace(self, scheme=scheme, observation=observation)
 
-    def symbols_of(self, unknowns: Array) -> Array:
+    def symbols_of(
+        self, unknowns: Float[Array, "*lanes unknowns"]
+    ) -> Float[Array, "*lanes symbols"]:
         """Symbols (..., L) that unknowns (..., K) stand for."""
         raw = unknowns[..., self.scheme.num_alpha :]
         if self.symbols == "relaxed":
@@ -77,12 +80,12 @@ class Problem:
         centre, half = level_range(self.scheme.levels)
         return centre + half * (2 * jax.nn.sigmoid(raw) - 1)
 
-    def bits_of(self, unknowns: Array) -> Array:
+    def bits_of(self, unknowns: Float[Array, "*lanes unknowns"]) -> Float[Array, "*lanes symbols"]:
         """Soft bits (..., L): 0 and 1 are the two levels, 0.5 is undecided."""
         centre, half = level_range(self.scheme.levels)
         return 0.5 + (self.symbols_of(unknowns) - centre) / (2 * half)
 
-    def bounded(self, unknowns: Array) -> Array:
+    def bounded(self, unknowns: Float[Array, " unknowns"]) -> Float[Array, " unknowns"]:
         """Unknowns (K,) with relaxed symbols kept within one spacing of the two levels."""
         if self.symbols != "relaxed":
             return unknowns
@@ -91,16 +94,23 @@ class Problem:
         symbols = jnp.clip(unknowns[free:], centre - 3 * half, centre + 3 * half)
         return jnp.concatenate([unknowns[:free], symbols])
 
-    def image(self, unknowns: Array) -> Array:
+    def image(self, unknowns: Float[Array, " unknowns"]) -> Float[Array, "height width channels"]:
         """Image (H, W, C) of unknowns (K,), not clipped."""
         alpha = unknowns[None, : self.scheme.num_alpha]
         return self.scheme.decode(self.scheme.latents_of(alpha, self.symbols_of(unknowns)[None]))[0]
 
-    def residual(self, unknowns: Array, target: Array, leak: Array | float = 0.0) -> Array:
+    def residual(
+        self,
+        unknowns: Float[Array, " unknowns"],
+        target: Float[Array, "height width channels"],
+        leak: Array | float = 0.0,
+    ) -> Float[Array, " residuals"]:
         """Residual (M,) of unknowns (K,) and a file (H, W, C), in units of the noise."""
         return self.observation.residual(self.image(unknowns), target, leak)
 
-    def cost(self, unknowns: Array, target: Array) -> Array:
+    def cost(
+        self, unknowns: Float[Array, " unknowns"], target: Float[Array, "height width channels"]
+    ) -> Float[Array, ""]:
         """What is minimised, in nats up to a constant, ()."""
         image = self.image(unknowns)
         measure = getattr(self.observation, "distance", None)
@@ -111,7 +121,7 @@ class Problem:
         return distance + self.prior.penalty(self.scheme, unknowns)
 
 
-def check_images(problem: Problem, images) -> np.ndarray:
+def check_images(problem: Problem, images) -> Float[np.ndarray, "batch height width channels"]:
     """Images as (B, H, W, C) float32 in [-1, 1], or what does not fit.
 
     Raises:

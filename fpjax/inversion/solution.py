@@ -7,6 +7,7 @@ import enum
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int, UInt8
 
 
 class Status(enum.IntEnum):
@@ -50,21 +51,21 @@ class Solution:
         k^T S k / 2 - h^T k up to a constant, so that S k_hat = h for the best k_hat.
     """
 
-    keys: np.ndarray
-    soft_bits: np.ndarray
-    alpha: np.ndarray
-    residual: np.ndarray
-    noise_ratio: np.ndarray
-    loss: np.ndarray
-    steps: np.ndarray
-    status: np.ndarray
-    information: np.ndarray | None = None
-    linear: np.ndarray | None = None
+    keys: UInt8[np.ndarray, "batch length"]
+    soft_bits: Float[np.ndarray, "batch length"]
+    alpha: Float[np.ndarray, "batch coordinates"]
+    residual: Float[np.ndarray, " batch"]
+    noise_ratio: Float[np.ndarray, " batch"]
+    loss: Float[np.ndarray, " batch"]
+    steps: Int[np.ndarray, " batch"]
+    status: Int[np.ndarray, " batch"]
+    information: Float[np.ndarray, "batch length length"] | None = None
+    linear: Float[np.ndarray, "batch length"] | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def score(self, symbols: np.ndarray) -> np.ndarray:
+    def score(self, symbols: np.ndarray) -> Float[np.ndarray, " batch"]:
         """D = (k - k_hat)^T S (k - k_hat) of one candidate an image, (B,) float64.
 
         For the true symbols it has mean L. Directions of the key that an image says nothing about

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
+from jaxtyping import Float, PRNGKeyArray
 
 from fpjax.errors import InputError
 from fpjax.fingerprint.basis import sample_latents
@@ -26,7 +27,9 @@ NUM_FITTED_IMAGES = 12_000
 LOW_PASS_SIDE = 32
 
 
-def latin_hypercube_starts(problem: Problem, num_starts: int, seed: int = 0) -> np.ndarray:
+def latin_hypercube_starts(
+    problem: Problem, num_starts: int, seed: int = 0
+) -> Float[np.ndarray, "num_starts unknowns"]:
     """The published starts: alpha from a centred Latin hypercube in [-s, s], kappa from 0.
 
     Returns:
@@ -70,7 +73,9 @@ def _read(images: Array, weight: Array, bias: Array) -> Array:
     return low_pass(images) @ weight.astype(jnp.float32) + bias[None]
 
 
-def linear_starts(problem: Problem, images: np.ndarray) -> np.ndarray:
+def linear_starts(
+    problem: Problem, images: Float[np.ndarray, "batch height width channels"]
+) -> Float[np.ndarray, "batch unknowns"]:
     """The calibrated linear start of each image, (B, K) float32.
 
     Raises:
@@ -89,7 +94,7 @@ def linear_starts(problem: Problem, images: np.ndarray) -> np.ndarray:
 
 def fit_linear_start(
     scheme: Scheme,
-    key: Array,
+    key: PRNGKeyArray,
     num_images: int = NUM_FITTED_IMAGES,
     *,
     observation: Observation | None = None,

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float, PRNGKeyArray
 
 from fpjax.errors import InputError
 from fpjax.models.checkpoint import canonical_json
@@ -124,7 +125,7 @@ class Generator:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
-    def natural_latents(self, key: Array, num: int) -> Array:
+    def natural_latents(self, key: PRNGKeyArray, num: int) -> Float[Array, "num ..."]:
         """Draws (num, *latent_shape) natural latents.
 
         Raises:
