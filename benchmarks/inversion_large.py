@@ -2,9 +2,10 @@
 
     python benchmarks/inversion_large.py [--resolution 256] [--steps_of_adam 3] [--json FILE]
 
-The weights are random, in the layout of the published ADA configuration, and so is the key; the file
-is the 8-bit picture. Directions are principal components, and the start is the mean latent. Beside
-it stands the published protocol's time: a measured step of Adam on LPIPS, times 20 starts of 2000.
+The weights are random, in the layout of the published ADA configuration, and so is the key; the
+file is the 8-bit picture. Directions are principal components, and the start is the mean latent.
+Beside it stands the published protocol's time: a measured step of Adam on LPIPS, times 20 starts of
+2000.
 """
 
 from __future__ import annotations
