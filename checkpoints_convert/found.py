@@ -43,6 +43,9 @@ ACCOMPANYING = re.compile(
 """First part, beyond what it shares with the network, of the names that may lie beside one."""
 
 
+MAX_NETWORKS = 100  # of one kind in one file
+
+
 @dataclass(frozen=True)
 class Found:
     """A file's tensors, and those of them below the prefix where an anchor was.
@@ -133,6 +136,8 @@ def at(found: Found, request: Request, *anchors: str) -> Found | None:
     prefixes = [start for start in starts if all(start + other in found.all for other in anchors)]
     if not prefixes:
         return None
+    if len(prefixes) > MAX_NETWORKS:
+        raise ConversionError(f"a file of {len(prefixes):,} networks: save the one that is meant")
     if len(prefixes) == 1 and _unnamed_averages(replace(found, prefix=prefixes[0])):
         # Beside averages of whatever form, the only network with names has the raw weights.
         if request.weights == "ema":
