@@ -5,16 +5,17 @@
 
 An input's first byte chooses what the rest becomes: a file as it is, the pickle of a torch zip or
 of a torch stream, a safetensors header with data, an entry of an npz, an npy header with data, or
-instructions that `assemble` turns into a pickle of working calls. So mutations reach behind
-lengths, checksums and stack underflows. Every file that is accepted is also listed,
-searched and read. Prints executions, outcomes, exceptions other than CheckpointError with the
-inputs that caused them, and peak memory; exits with 1 if there was any such exception.
+instructions that `assemble` turns into a pickle of working calls, so that mutations reach behind
+lengths, checksums and stack underflows; or JSON or YAML settings. Every file that is accepted is
+also listed, searched and read. Prints executions, outcomes, exceptions other than CheckpointError
+with the inputs that caused them, and peak memory; exits with 1 if there was any such exception.
 """
 
 import argparse
 import collections
 import io
 import json
+import math
 import os
 import pickle
 import resource
@@ -143,6 +144,7 @@ LOADED = b"ctorch.storage\n_load_from_bytes\nB" + struct.pack("<L", len(NESTED))
 TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n(" + FLOAT_STORAGE + b"K\0K\2\x85K\1\x85\x89}tR"
 NAMES = ("0", "cpu", "f4", "<", ">", "C", "K", "latin1", "state", "class_name", "_parameters")
 NAMES += ("_buffers", "_modules", "variables", "components", "_init_kwargs")
+NAMES += ("_non_persistent_buffers_set",)
 PAIRS = (b"d", b"u")
 
 # (code, types of the top of the stack, type of the result): n number, s text, b bytes, g global,
@@ -181,6 +183,8 @@ def program(body: bytes, wrap=None) -> bytes:
 
 SHAPES = [lambda body: body, as_zip, as_stream, as_safetensors, as_npz, as_npy]
 SHAPES += [program, lambda body: program(body, as_zip), lambda body: program(body, as_stream)]
+SETTINGS = ("read_json", "read_yaml")  # what reads the inputs of the shapes behind these
+SHAPES += [lambda body: body] * len(SETTINGS)
 
 
 def seeds() -> list[bytes]:
@@ -201,7 +205,7 @@ def seeds() -> list[bytes]:
     network = b"\x80\x02cdnnlib.tflib.network\nNetwork\n)\x81}X\x09\x00\x00\x00variables]sb."
     module = pickle.dumps(persistent, 2)[2:-1]
     call = b"\x80\x02ctorch_utils.persistence\n_reconstruct_persistent_obj\n" + module + b"\x85R."
-    pickles += [network, call]
+    pickles += [network, call, whole_module()]
     try:
         fixtures = os.environ.get("FPJAX_FIXTURES", ROOT.parent / "shared" / "fixtures")
         with zipfile.ZipFile(Path(fixtures) / "rosinality_sg2_r32_random.pt") as archive:
@@ -219,27 +223,46 @@ def seeds() -> list[bytes]:
     found += [b"\3" + text + b"\0" + STORAGE[:16], b"\4" + npy.getvalue()]
     found += [b"\4" + npy.getvalue() + b"\0", b"\5" + npy_text + b"\0" + STORAGE[:16]]
     found += [b"\0" + make(data) for make in (as_zip, as_stream) for data in (pickles[2], tensor)]
+    settings = {"model": {"params": {"ch_mult": [1, 2], "lr": 1.0e-06, "attn": [], "x": None}}}
+    found += [b"\x09" + json.dumps(settings).encode(), b"\x0a" + json.dumps(settings).encode()]
+    found += [b"\x0amodel:\n  params:\n    - !!int '1'\n    - &a {b: 2001-01-01}\n  <<: *a\n"]
     found += [b"\0" + as_npz(npy.getvalue()), b"\0" + as_safetensors(text + b"\0" + STORAGE[:16])]
     return found
+
+
+def whole_module() -> bytes:
+    """The pickle of a module with a parameter, a buffer that is not saved, and a module inside."""
+    names = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "w", "b")
+    parameters, buffers, modules, skipped, w, b = (text(name) for name in names)
+    inside = (
+        b"ctorch.nn\nLinear\n)\x81}(" + parameters + b"}" + w + TENSOR + b"s" + modules + b"}ub"
+    )
+    own = parameters + b"}" + buffers + b"}" + b + TENSOR + b"s" + skipped + b"\x8f(" + b + b"\x90"
+    return b"\x80\x04ctorch.nn\nModule\n)\x81}(" + own + modules + b"}" + w + inside + b"sub."
 
 
 class Harness:
     """Reads one input after another and counts what happens."""
 
-    def __init__(self, runs: int, report: str | None, keep: Path):
-        self.runs, self.report, self.keep = runs, report, keep
+    def __init__(self, runs: int, minutes: float, report: str | None, keep: Path):
+        self.runs, self.seconds, self.report, self.keep = runs, 60 * minutes, report, keep
         self.outcomes: collections.Counter = collections.Counter()
         self.unexpected: dict[str, dict] = {}
         self.slowest, self.started = 0.0, time.monotonic()
         fast = "/dev/shm" if os.path.isdir("/dev/shm") else None
         self.path = os.path.join(tempfile.mkdtemp(prefix="fuzz_readers_", dir=fast), "input")
 
-    def exercise(self) -> str:
-        from checkpoints_convert import readers
+    def exercise(self, shape: int) -> str:
+        from checkpoints_convert import describe, readers
+        from checkpoints_convert.readers import settings_files
 
-        limits = readers.Limits(
-            objects=50_000, tensor_bytes=1 << 22, expanded_bytes=1 << 16, string_bytes=1 << 20
-        )
+        if (kind := shape - len(SHAPES) + len(SETTINGS)) >= 0:
+            try:
+                settings = getattr(settings_files, SETTINGS[kind])(self.path)
+            except readers.CheckpointError as error:
+                return "settings refused" if len(str(error)) < 3000 else "a long error"
+            return f"settings read as {type(settings).__name__}"
+        limits = readers.Limits(objects=50_000, base_bytes=1 << 22, string_bytes=1 << 20)
         try:
             checkpoint = readers.read(self.path, limits=limits)
         except readers.CheckpointError as error:
@@ -251,6 +274,9 @@ class Harness:
             lambda: [
                 node.numpy()
                 for _, node in readers.find(tree, lambda n: type(n) is readers.LazyTensor)
+            ],
+            lambda: [
+                describe.describe(node, 60) for _, node in readers.find(tree, lambda n: True)[:50]
             ],
             lambda: [readers.tf_network(n) for _, n in readers.find(tree, readers.is_tf_network)],
             lambda: [
@@ -270,7 +296,7 @@ class Harness:
                 file.write(SHAPES[data[0] % len(SHAPES)](data[1:]))
             start = time.process_time()
             try:
-                self.outcomes[self.exercise()] += 1
+                self.outcomes[self.exercise(data[0] % len(SHAPES))] += 1
             except Exception as error:
                 where = traceback.extract_tb(error.__traceback__)[-1]
                 key = f"{type(error).__name__} at {Path(where.filename).name}:{where.lineno}"
@@ -286,7 +312,8 @@ class Harness:
                 self.unexpected[key]["count"] += 1
             self.slowest = max(self.slowest, time.process_time() - start)
         self.outcomes["executions"] += 1
-        if self.outcomes["executions"] >= self.runs:
+        late = time.monotonic() - self.started > self.seconds
+        if late or self.outcomes["executions"] >= self.runs:
             self.finish()
 
     def finish(self) -> None:
@@ -311,6 +338,7 @@ class Harness:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=500_000, help="executions before the report")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="or this long, if less")
     parser.add_argument("--seed", type=int, default=1, help="of the mutations")
     parser.add_argument("--max-len", type=int, default=10_000, help="bytes of one input")
     parser.add_argument("--json", help="write the report here too")
@@ -320,7 +348,7 @@ def main() -> None:
     import atheris
 
     with atheris.instrument_imports(include=["checkpoints_convert"]):
-        import checkpoints_convert.readers  # noqa: F401
+        import checkpoints_convert.readers.settings_files  # noqa: F401
 
     work = Path(options.keep or tempfile.mkdtemp(prefix="fuzz_readers_keep_"))
     work.mkdir(parents=True, exist_ok=True)
@@ -329,7 +357,7 @@ def main() -> None:
         (corpus / f"seed{index}").write_bytes(data)
     quoted = ("".join(f"\\x{byte:02x}" for byte in word.encode()) for word in WORDS)
     (work / "words.dict").write_text("".join(f'"{word}"\n' for word in quoted))
-    harness = Harness(options.runs, options.json, work)
+    harness = Harness(options.runs, options.minutes, options.json, work)
     arguments = [f"-seed={options.seed}", f"-max_len={options.max_len}", "-timeout=600"]
     arguments += [
         "-rss_limit_mb=4096",

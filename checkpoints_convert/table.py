@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from checkpoints_convert.printable import name
+from fpjax.errors import FpjaxError
 from fpjax.models.checkpoint import flatten, unflatten
 
 Transform = Callable[[np.ndarray], Any]
@@ -24,7 +25,7 @@ SHOWN = 10  # problems in one message; the error has all
 MAX_TENSORS = 50_000  # of one network; the largest known has 2,000
 
 
-class ConversionError(ValueError):
+class ConversionError(FpjaxError, ValueError):
     """A checkpoint does not fit the mapping; `problems` holds one line for each fault."""
 
     def __init__(self, message: str, problems: Sequence[str] = ()):
@@ -171,7 +172,7 @@ def convert(
       rules: the table; exactly one rule (or ignorable pattern) may match a source name.
       ignorable: patterns of tensors that may be left out, with the reason.
       target_shapes: the parameter tree, nested or with "/"-joined paths, whose leaves are shapes
-        or have `.shape` (as `jax.eval_shape` of an `init_params` gives).
+        or have `.shape` (as `jax.eval_shape` of an `init` gives).
       transforms: further transforms by name; a name of `TRANSFORMS` cannot be redefined.
 
     Returns:

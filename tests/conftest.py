@@ -4,12 +4,13 @@ import os
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 
 CACHE = Path(__file__).resolve().parents[1] / ".jax_cache"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+# Eight virtual devices, for what is sharded; everything else uses the first.
+jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
@@ -17,41 +18,40 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 def tiny_generator():
     """16 px, 16-d latents, images well inside [-1, 1]."""
     from fpjax.models import stylegan2
-    from fpjax.models.generator import StyleGAN2Generator
+    from fpjax.models.stylegan2_generator import StyleGAN2Generator
 
     config = stylegan2.StyleGAN2Config(16, 16, 16, 2, channel_base=128, channel_max=16)
     params = stylegan2.init(config, jax.random.key(0))
     for block in params["synthesis"].values():
         block["torgb"]["weight"] = block["torgb"]["weight"] * 0.15
-    return StyleGAN2Generator("tiny", config, params)
+    return StyleGAN2Generator.create("tiny", config, params)
 
 
 @pytest.fixture(scope="session")
 def tiny_scheme(tiny_generator):
-    """6-bit keys on the last six of sixteen components."""
+    """6-bit keys on the last six of sixteen principal components."""
     from fpjax.fingerprint.basis import fit_basis
     from fpjax.fingerprint.scheme import Scheme
 
-    basis = fit_basis(tiny_generator, jax.random.key(1), 2000)
-    return Scheme.create(tiny_generator, basis, key_length=6, shift=10, strength=0.5)
+    basis = fit_basis(tiny_generator, jax.random.key(1), 2000, metric="latent")
+    return Scheme.create(
+        tiny_generator, basis, key_length=6, shift=10, strength=0.5, levels="binary"
+    )
 
 
 @pytest.fixture(scope="session")
 def calibrated_scheme(tiny_scheme):
-    """The tiny scheme with its linear start and null model."""
+    """The tiny scheme with its linear start."""
     from fpjax.attribution.calibration import calibrate
 
-    with pytest.warns(UserWarning, match="images"):  # far fewer than a real calibration takes
-        return calibrate(tiny_scheme, jax.random.key(2), num_start_images=600, num_null_images=6)
+    return calibrate(tiny_scheme, jax.random.key(2), num_start_images=600, num_inverted_images=4)
 
 
 @pytest.fixture(scope="session")
 def tiny_images(tiny_scheme):
     """Eight 8-bit images with keys: (images, keys)."""
-    from fpjax.data.files import to_uint8
+    from fpjax.fingerprint.embed import generate
     from fpjax.fingerprint.keys import sample_keys
-    from fpjax.fingerprint.scheme import generate
 
     keys = sample_keys(jax.random.key(3), 8, 6)
-    out = generate(tiny_scheme, jax.random.key(4), keys)
-    return to_uint8(np.asarray(out.images)), keys
+    return generate(tiny_scheme, jax.random.key(4), keys).images, keys

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from fpjax.models.layers import MAX_SIZE
 
 from checkpoints_convert.documents import below, choice, flag, integer, number, read_yaml
 from checkpoints_convert.found import (
@@ -37,7 +38,6 @@ from checkpoints_convert.table import (
     under,
 )
 from fpjax.models import autoencoder, diffusion, unet
-from fpjax.models._layers import MAX_SIZE
 from fpjax.models.diffusion import MAX_TIMESTEPS, BetaSchedule
 
 STAGE, UNET = "first_stage_model.", "model.diffusion_model."

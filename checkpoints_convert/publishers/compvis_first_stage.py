@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from fpjax.models.layers import MAX_LEVELS
 
 from checkpoints_convert.table import (
     Conversion,
@@ -25,7 +26,6 @@ from checkpoints_convert.table import (
     norm,
 )
 from fpjax.models import autoencoder
-from fpjax.models._layers import MAX_LEVELS
 from fpjax.models.autoencoder import AutoencoderConfig
 
 _BLOCK = r"((?:encoder\.down|decoder\.up)\.\d+\.block\.\d+|(?:encoder|decoder)\.mid\.block_\d)"

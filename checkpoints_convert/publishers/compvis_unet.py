@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from fpjax.models.layers import MAX_LEVELS
 
 from checkpoints_convert.printable import name as shown_name
 from checkpoints_convert.printable import names as shown_names
@@ -31,7 +32,6 @@ from checkpoints_convert.table import (
     real_numbers,
 )
 from fpjax.models import unet
-from fpjax.models._layers import MAX_LEVELS
 from fpjax.models.diffusion import MAX_TIMESTEPS, DiffusionConfig
 from fpjax.models.unet import UNetConfig
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from fpjax.models.layers import MAX_DEPTH
 
 from checkpoints_convert.describe import describe
 from checkpoints_convert.documents import choice, number, unexpected
@@ -51,7 +52,6 @@ from checkpoints_convert.table import (
     linear,
 )
 from fpjax.models import stylegan2
-from fpjax.models._layers import MAX_DEPTH
 
 TRANSFORMS = {
     "const": lambda x: np.transpose(x, (1, 2, 0)),

@@ -4,12 +4,13 @@
 by their bytes. Pickles are interpreted by a machine of our own into an inert tree: a global is a
 name, and only a closed list of tensor, array and container builders has a meaning.
 
-Zip CRCs are checked for compressed entries only, since torch may leave those of stored ones out;
-compare `Checkpoint.sha256()` with the publisher's to detect damage.
+Entries of archives are compared with their CRC-32 when they are read. Other formats, and archives
+whose writer left the checksums out, have none: compare `Checkpoint.sha256()` with the publisher's.
 """
 
 from checkpoints_convert.readers.checkpoint import Checkpoint, read
 from checkpoints_convert.readers.limits import CheckpointError, Limits
+from checkpoints_convert.readers.names import is_module
 from checkpoints_convert.readers.nvidia import (
     is_persistent,
     is_tf_network,
@@ -29,6 +30,7 @@ __all__ = [
     "Opaque",
     "Region",
     "find",
+    "is_module",
     "is_persistent",
     "is_tf_network",
     "nonfinite",

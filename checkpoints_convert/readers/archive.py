@@ -1,15 +1,21 @@
 """Zip archives read strictly: what two programs could understand differently is refused.
 
-Entries keep their place in the file. The structure follows PKWARE's APPNOTE 6.3; only stored and
-deflated entries of a single-disk archive without encryption are read.
+Entries keep their place in the file, so that tensors are mapped and not copied. The structure
+follows PKWARE's APPNOTE 6.3; only stored and deflated entries of a single-disk archive without
+encryption are read.
+
+Python's `zipfile` is not used: it gives streams that copy, and it takes what must be refused here,
+since torch's reader takes it differently: bytes before the first header, local headers that state
+other sizes than the directory, a name twice.
 """
 
 import itertools
 import struct
 from dataclasses import dataclass
 
-from checkpoints_convert.readers.limits import CheckpointError, Meter, over_limit
-from checkpoints_convert.readers.regions import DeflateBacking, Region
+from checkpoints_convert.describe import describe
+from checkpoints_convert.readers.limits import CheckpointError, Meter
+from checkpoints_convert.readers.regions import DeflateBacking, Region, StoredBacking, Unpacked
 
 END = struct.Struct("<4s4H2LH")
 END64_LOCATOR = struct.Struct("<4sLQL")
@@ -20,7 +26,7 @@ FULL16, FULL32 = 0xFFFF, 0xFFFFFFFF
 ENCRYPTED = 0x2041  # encrypted, strongly encrypted, or masked headers
 SIZES_FOLLOW = 0x0008
 STORED, DEFLATED = 0, 8
-SMALL_ENTRY = 16 << 20  # below this, any compression ratio is harmless
+ENTRY_COST = 2000  # bytes of memory that an entry takes here, beside its name
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,35 +45,59 @@ class Entry:
 def read_archive(region: Region, meter: Meter) -> dict[str, Region]:
     """Contents by name, in the order of the directory; folders are left out.
 
+    An entry's CRC-32 is compared when it is read, but for archives that have none at all, as
+    `torch.serialization.set_crc32_options(False)` makes them.
+
     Raises CheckpointError for an archive that is damaged, ambiguous or encrypted, whose names
-    leave its folder or repeat, whose entries overlap, or which unpacks to absurd sizes.
+    leave its folder or repeat, whose entries overlap, or which unpacks to more than its size
+    allows.
     """
     data = region.array().data
     start, stop, count = _directory(data)
-    meter.charge("objects", count)
+    meter.count(count)
+    meter.make(count * ENTRY_COST + 8 * (stop - start))
     entries = _central_entries(data, start, stop, count)
+    checked = has_checksums(entries)
     contents: dict[str, Region] = {}
     names: set[str] = set()
     spans = []
+    unpacked = Unpacked(meter.limits)
     for entry in entries:
         _check_name(entry.name)
         if entry.name in names:
-            raise CheckpointError(f"two entries named {entry.name!r}", "one of each name")
+            raise CheckpointError(f"two entries named {describe(entry.name)}", "one of each name")
         names.add(entry.name)
         begin, end = _check_local(data, entry, start)
         spans.append((entry.header, end, entry.name))
-        packed = region.slice(begin, end, f"entry {entry.name!r}")
+        packed = region.slice(begin, end, f"entry {describe(entry.name)}")
         if entry.method == DEFLATED:
-            _check_ratio(entry, meter)
-            unpacked = DeflateBacking(packed, entry.size, entry.crc, entry.name)
-            packed = Region(unpacked, 0, entry.size)
+            if entry.size > meter.memory:
+                raise CheckpointError(
+                    f"entry {describe(entry.name)} that unpacks to {entry.size:,} bytes, more "
+                    "memory than the file's size allows",
+                    f"at most {max(0, meter.memory):,} more",
+                    "if its origin is trusted, unpack it, and zip it again without compression "
+                    "(zip -0 -r)",
+                )
+            meter.make(entry.size)
+            backing = DeflateBacking(packed, entry.size, entry.crc, entry.name, unpacked)
+            packed = Region(backing, 0, entry.size)
+        elif checked:
+            packed = Region(StoredBacking(packed, entry.crc, entry.name), 0, entry.size)
         if not entry.name.endswith("/"):
             contents[entry.name] = packed
     spans.sort()
     for (_, end, name), (following, _, other) in itertools.pairwise(spans):
         if end > following:
-            raise CheckpointError(f"entry {other!r} inside entry {name!r}", "separate entries")
+            raise CheckpointError(
+                f"entry {describe(other)} inside entry {describe(name)}", "separate entries"
+            )
     return contents
+
+
+def has_checksums(entries: list[Entry]) -> bool:
+    """Whether the writer of an archive stored CRC-32s: one that did not stores zeros."""
+    return any(entry.crc or entry.method == DEFLATED for entry in entries)
 
 
 def _unpack(layout: struct.Struct, data: memoryview, position: int, magic: bytes, what: str):
@@ -128,18 +158,21 @@ def _central_entries(data: memoryview, start: int, stop: int, count: int) -> lis
             raise CheckpointError("a directory entry past the directory", "one inside it")
         name = _name(bytes(data[name_at:extra_at]))
         if flags & ENCRYPTED:
-            raise CheckpointError(f"entry {name!r} encrypted", "plain entries", "decrypt it first")
+            raise CheckpointError(
+                f"entry {describe(name)} encrypted", "plain entries", "decrypt it first"
+            )
         extra = bytes(data[extra_at : extra_at + extra_length])
         size, packed, header = _zip64(extra, [size, packed, header], name)
         if disk:
             raise CheckpointError("an archive in several parts", "one file")
         if method not in (STORED, DEFLATED):
             raise CheckpointError(
-                f"entry {name!r} compressed by method {method}", "stored or deflated entries"
+                f"entry {describe(name)} compressed by method {method}",
+                "stored or deflated entries",
             )
         if method == STORED and packed != size:
             raise CheckpointError(
-                f"entry {name!r}: {size:,} bytes stored in {packed:,}", "equal sizes"
+                f"entry {describe(name)}: {size:,} bytes stored in {packed:,}", "equal sizes"
             )
         entries.append(Entry(name, method, crc, packed, size, header))
     if start != stop:
@@ -159,7 +192,7 @@ def _zip64(extra: bytes, values: list[int], name: str) -> list[int]:
             return [next(wide) if value == FULL32 else value for value in values]
         position += 4 + length
     if wanted:
-        raise CheckpointError(f"entry {name!r} without its zip64 sizes", "a zip64 field")
+        raise CheckpointError(f"entry {describe(name)} without its zip64 sizes", "a zip64 field")
     return values
 
 
@@ -173,19 +206,21 @@ def _name(raw: bytes) -> str:
 def _check_name(name: str) -> None:
     parts = name.removesuffix("/").split("/")
     if "\\" in name or "\0" in name or name[1:2] == ":" or {"", ".", ".."} & set(parts):
-        raise CheckpointError(f"an entry named {name!r}", "a relative name without '..'")
+        raise CheckpointError(f"an entry named {describe(name)}", "a relative name without '..'")
 
 
 def _check_local(data: memoryview, entry: Entry, limit: int) -> tuple[int, int]:
     """Where the entry's bytes lie; its local header must say what the directory says."""
-    fields = _unpack(LOCAL, data, entry.header, b"PK\3\4", f"header of entry {entry.name!r}")
+    fields = _unpack(
+        LOCAL, data, entry.header, b"PK\3\4", f"header of entry {describe(entry.name)}"
+    )
     _, _, flags, method, _, _, _, packed, size, name_length, extra_length = fields
     name_at = entry.header + LOCAL.size
     begin = name_at + name_length + extra_length
     end = begin + entry.packed_size
     if end > limit:
         raise CheckpointError(
-            f"entry {entry.name!r} of {entry.packed_size:,} bytes at {begin:,}",
+            f"entry {describe(entry.name)} of {entry.packed_size:,} bytes at {begin:,}",
             f"it before the directory at {limit:,}",
         )
     extra = bytes(data[name_at + name_length : begin])
@@ -197,12 +232,7 @@ def _check_local(data: memoryview, entry: Entry, limit: int) -> tuple[int, int]:
         flags & ENCRYPTED
     ):
         raise CheckpointError(
-            f"entry {entry.name!r} described in two ways", "a header that equals the directory"
+            f"entry {describe(entry.name)} described in two ways",
+            "a header that equals the directory",
         )
     return begin, end
-
-
-def _check_ratio(entry: Entry, meter: Meter) -> None:
-    ratio = meter.limits.compression_ratio
-    if entry.size > max(SMALL_ENTRY, ratio * entry.packed_size):
-        raise over_limit(meter.limits, "compression_ratio")

@@ -1,4 +1,10 @@
-"""Array formats without pickles: safetensors, npz and npy."""
+"""Array formats without pickles: safetensors, npz and npy.
+
+Both are read here and not by their libraries. `safetensors` gives NumPy no float8 and copies each
+tensor, where this maps it, and keeps the last of two entries of one name. `numpy.lib.format`
+evaluates headers as Python literals (`ast.literal_eval`, which Python's own manual calls unsafe on
+untrusted text: it may exhaust memory or the stack), and takes entries of objects as pickles.
+"""
 
 import json
 import re
@@ -6,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from checkpoints_convert.describe import describe
 from checkpoints_convert.readers.limits import CheckpointError, Meter, over_limit
 from checkpoints_convert.readers.regions import Region
 from checkpoints_convert.readers.tensors import (
@@ -61,11 +68,13 @@ def read_safetensors(region: Region, meter: Meter) -> tuple[dict, dict]:
     length = int.from_bytes(bytes(region.slice(0, 8, "the header's length")), "little")
     if length > meter.limits.header_bytes:
         raise over_limit(meter.limits, "header_bytes")
-    header = _json(bytes(region.slice(8, 8 + length, "the header")))
+    text = bytes(region.slice(8, 8 + length, "the header"))
+    meter.make(_cost_of_json(text))
+    header = _json(text)
     data = region.slice(8 + length, len(region), "the data")
     if type(header) is not dict:
         raise CheckpointError("a header that is no object", "a JSON object")
-    meter.charge("objects", len(header))
+    meter.count(len(header))
     metadata = header.pop("__metadata__", {})
     if type(metadata) is not dict or any(type(value) is not str for value in metadata.values()):
         raise CheckpointError("__metadata__ with other values than strings", "strings only")
@@ -78,11 +87,11 @@ def read_safetensors(region: Region, meter: Meter) -> tuple[dict, dict]:
             raise CheckpointError("a tensor name of over 4096 characters", "a shorter one")
         dtype, shape, start, stop = _safetensors_entry(name, entry)
         storage_size = (stop - start) // dtype.itemsize
-        storage = Storage(dtype, storage_size, data.slice(start, stop, f"tensor {name!r}"))
+        storage = Storage(dtype, storage_size, data.slice(start, stop, f"tensor {describe(name)}"))
         tensors[name] = LazyTensor(shape, dtype, contiguous_strides(shape), 0, storage, meter)
         if tensors[name].nbytes != stop - start:
             raise CheckpointError(
-                f"tensor {name!r} of shape {shape} in {stop - start:,} bytes",
+                f"tensor {describe(name)} of shape {describe(shape)} in {stop - start:,} bytes",
                 f"{tensors[name].nbytes:,} bytes",
             )
         spans.append((start, stop))
@@ -97,6 +106,14 @@ def read_safetensors(region: Region, meter: Meter) -> tuple[dict, dict]:
     return tensors, metadata
 
 
+def _cost_of_json(text: bytes) -> int:
+    """Bytes, or more, that parsing takes: the text twice, and what its marks can stand for."""
+    width = 1 if text.isascii() and b"\\u" not in text else 4  # one wide character widens all
+    objects, lists, items = (text.count(mark) for mark in (b"{", b"[", b","))
+    strings = text.count(b'"') // 2
+    return (1 + 2 * width) * len(text) + 500 * objects + 120 * lists + 48 * items + 130 * strings
+
+
 def _json(text: bytes) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict:
         result = dict(pairs)
@@ -109,27 +126,33 @@ def _json(text: bytes) -> Any:
     except CheckpointError:
         raise
     except (ValueError, RecursionError) as error:
-        raise CheckpointError("a header that is not JSON", f"JSON ({str(error)[:200]})") from error
+        raise CheckpointError(
+            "a header that is not JSON", f"JSON ({describe(str(error), 200)})"
+        ) from error
 
 
 def _safetensors_entry(name: str, entry: Any) -> tuple[np.dtype, tuple, int, int]:
     if type(entry) is not dict or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise CheckpointError(f"tensor {name!r} described otherwise", "dtype, shape, data_offsets")
+        raise CheckpointError(
+            f"tensor {describe(name)} described otherwise", "dtype, shape, data_offsets"
+        )
     kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if type(kind) is not str or kind not in SAFETENSORS_DTYPES:
         raise CheckpointError(
-            f"tensor {name!r} of dtype {kind[:40]!r}"
-            if type(kind) is str
-            else "a dtype of no name",
+            f"tensor {describe(name)} of dtype {describe(kind)}",
             f"one of {', '.join(SAFETENSORS_DTYPES)}",
             "save it in one of these",
         )
     for numbers in (shape, offsets):
         ok = type(numbers) is list and all(type(n) is int and 0 <= n < 1 << 63 for n in numbers)
         if not ok:
-            raise CheckpointError(f"tensor {name!r} with bad numbers", "ints from 0 to 2**63 - 1")
+            raise CheckpointError(
+                f"tensor {describe(name)} with bad numbers", "ints from 0 to 2**63 - 1"
+            )
     if len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise CheckpointError(f"tensor {name!r} with data_offsets {offsets[:4]}", "[start, stop]")
+        raise CheckpointError(
+            f"tensor {describe(name)} with data_offsets {describe(offsets)}", "[start, stop]"
+        )
     return dtype_named(SAFETENSORS_DTYPES[kind]), tuple(shape), *offsets
 
 
@@ -137,13 +160,13 @@ def read_npz(entries: dict[str, Region], meter: Meter) -> dict[str, LazyTensor |
     """Arrays by name, without ".npy", of an archive that `read_archive` gave."""
     others = [name for name in entries if not name.endswith(".npy")]
     if others:
-        raise CheckpointError(f"an entry {others[0]!r}", "only .npy entries")
+        raise CheckpointError(f"an entry {describe(others[0])}", "only .npy entries")
     arrays = {}
     for name, region in entries.items():
         try:
             arrays[name.removesuffix(".npy")] = read_npy(region, meter)
         except CheckpointError as error:
-            error.found = f"{error.found} in array {name!r}"
+            error.found = f"{error.found} in array {describe(name)}"
             raise
     return arrays
 
@@ -153,7 +176,8 @@ def read_npy(region: Region, meter: Meter) -> LazyTensor | Opaque:
 
     Object arrays are pickles inside; they are left alone.
     """
-    head = bytes(region.slice(0, min(12, len(region)), "the header"))
+    # A peek: unpacking or summing up whole entries is for when their values are asked for.
+    head = region.peek(12 + NPY_HEADER)
     version = head[6:8]
     if head[:6] != NPY_MAGIC or version not in (b"\1\0", b"\2\0", b"\3\0"):
         raise CheckpointError("no npy header", "NUMPY and version 1.0, 2.0 or 3.0")
@@ -161,9 +185,9 @@ def read_npy(region: Region, meter: Meter) -> LazyTensor | Opaque:
     length = int.from_bytes(head[8:start], "little")
     if length > NPY_HEADER:
         raise CheckpointError(f"an npy header of {length:,} bytes", f"at most {NPY_HEADER:,}")
-    text = bytes(region.slice(start, start + length, "the npy header")).decode("latin-1")
-    descr, fortran, shape = _npy_header(text)
     data = region.slice(start + length, len(region), "the array")
+    text = head[start : start + length].decode("latin-1")
+    descr, fortran, shape = _npy_header(text)
     found = dtype_from_descr(descr)
     if found is None:
         reason = "an array of objects, text, records or dates, not of numbers"
@@ -173,7 +197,9 @@ def read_npy(region: Region, meter: Meter) -> LazyTensor | Opaque:
     storage = Storage(dtype, len(data) // dtype.itemsize, data, big_endian)
     tensor = LazyTensor(shape, dtype, strides, 0, storage, meter)
     if tensor.nbytes != len(data):
-        raise CheckpointError(f"{len(data):,} bytes for shape {shape}", f"{tensor.nbytes:,} bytes")
+        raise CheckpointError(
+            f"{len(data):,} bytes for shape {describe(shape)}", f"{tensor.nbytes:,} bytes"
+        )
     return tensor
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from checkpoints_convert.describe import describe
 from checkpoints_convert.readers.regions import Region
 from checkpoints_convert.readers.tensors import (
     INT64_MAX,
@@ -20,6 +21,8 @@ from checkpoints_convert.readers.tensors import (
 )
 from checkpoints_convert.readers.tree import Global, Opaque
 
+NODE_COST = 300  # bytes of memory that a container takes, with its place in `tree.measure`,
+ELEMENT_COST = 136  # and one of its elements, where a set has most
 NESTED_COST = 200  # operations that reading one nested file counts for,
 NESTED_BYTES = 16_384  # and one more for so many bytes of it
 
@@ -145,7 +148,8 @@ def _load_from_bytes(machine, args):
     _expect(machine, len(args) == 1, "_load_from_bytes", args)
     data: Any = args[0]
     _expect(machine, type(data) in (bytes, Region), "_load_from_bytes", args)
-    machine.meter.charge("objects", NESTED_COST + len(data) // NESTED_BYTES)
+    machine.meter.count(NESTED_COST + len(data) // NESTED_BYTES)
+    machine.meter.make(NESTED_COST)
     return machine.load_nested(data if type(data) is Region else Region.of_bytes(data))
 
 
@@ -169,7 +173,9 @@ def _items(machine, name, args) -> list | tuple:
     ok = not args or (len(args) == 1 and type(args[0]) in (list, tuple))
     _expect(machine, ok, name, args)
     items = args[0] if args else ()
-    machine.meter.charge("objects", len(items))  # the same list may be given again and again
+    # The same list may be given again and again.
+    machine.meter.count(len(items))
+    machine.meter.make(NODE_COST + ELEMENT_COST * len(items))
     return items
 
 
@@ -219,7 +225,7 @@ def _encode(machine, args):
     """Bytes, as protocols 0 to 2 write them."""
     if len(args) != 2 or type(args[0]) is not str or args[1] not in ("latin1", "latin-1"):
         return NotImplemented
-    machine.meter.charge("pickle_bytes", len(args[0]))
+    machine.meter.make(NODE_COST + 2 * len(args[0]))
     try:
         return args[0].encode("latin-1")
     except UnicodeEncodeError as error:
@@ -306,7 +312,9 @@ def _fill(machine, array: LazyTensor, shape: tuple, dtype, contents, order, axes
         count = min(count * max(length, 0), INT64_MAX)
     if type(contents) is not Region or len(contents) != count * native.itemsize:
         size = f"{len(contents):,} bytes" if type(contents) is Region else "no bytes"
-        raise machine.error(f"an array of shape {shape} with {size}", f"{count} x {native}")
+        raise machine.error(
+            f"an array of shape {describe(shape)} with {size}", f"{count:,} x {native}"
+        )
     strides = contiguous_strides(shape[::-1])[::-1] if order == "F" else contiguous_strides(shape)
     if axes is not None:
         shape, strides = (tuple(row[axis] for axis in axes) for row in (shape, strides))

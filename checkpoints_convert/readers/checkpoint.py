@@ -1,9 +1,13 @@
 """Reading a checkpoint file whose format its bytes tell, whatever its name ends in."""
 
+import contextlib
+import itertools
 import os
+import shlex
 from dataclasses import dataclass, field
 from typing import Any
 
+from checkpoints_convert.describe import describe
 from checkpoints_convert.readers.archive import read_archive
 from checkpoints_convert.readers.array_files import (
     NPY_MAGIC,
@@ -13,10 +17,11 @@ from checkpoints_convert.readers.array_files import (
     read_safetensors,
 )
 from checkpoints_convert.readers.limits import CheckpointError, Limits, Meter
+from checkpoints_convert.readers.names import flatten
 from checkpoints_convert.readers.regions import FileBacking, Region
 from checkpoints_convert.readers.tensors import LazyTensor
 from checkpoints_convert.readers.torch_files import DATA, read_pickled, read_torch_zip
-from checkpoints_convert.readers.tree import flatten, measure
+from checkpoints_convert.readers.tree import measure
 
 FORMATS = "a torch, pickle, safetensors, npz or npy file"
 STRANGERS = {
@@ -44,6 +49,8 @@ class Checkpoint:
         tree: the inert object tree; see `tree.py` for what its nodes are.
         metadata: `__metadata__` of a safetensors file, else empty.
         limits: the limits it was read under.
+        checksums: whether the file has CRC-32s that its tensors are compared with when they are
+            read. Only zip archives have; for other files compare `sha256()` with the publisher's.
     """
 
     format: str
@@ -51,6 +58,7 @@ class Checkpoint:
     tree: Any = field(repr=False)  # its text could be long
     metadata: dict[str, str]
     limits: Limits
+    checksums: bool
     _file: FileBacking = field(repr=False)
 
     def sha256(self) -> str:
@@ -58,13 +66,13 @@ class Checkpoint:
         return self._file.sha256()
 
     def tensors(self, prefix: str = "") -> dict[str, LazyTensor]:
-        """Tensors by dotted name, through dicts, lists and tuples.
+        """Tensors by dotted name, through dicts, lists, tuples and torch modules saved whole.
 
         With a prefix, only those below it and without it: `tensors("g_ema")` of a checkpoint
-        with `g_ema.style.1.weight` gives `style.1.weight`. Objects (`Opaque`) are not entered:
-        use `find` and `persistent_state_dict`. Raises CheckpointError if two tensors get one
-        name, if one is of a kind that is not read (quantised, sparse, ...), or if nothing is
-        below the prefix.
+        with `g_ema.style.1.weight` gives `style.1.weight`. A module gives what its `state_dict()`
+        would (`is_module` tells one). Other objects (`Opaque`) are not entered: use `find` and
+        `persistent_state_dict`. Raises CheckpointError if two tensors get one name, if one is of
+        a kind that is not read (quantised, sparse, ...), or if nothing is below the prefix.
         """
         try:
             return flatten(self.tree, self.limits, prefix)
@@ -94,11 +102,14 @@ def read(path: str | os.PathLike, *, limits: Limits | None = None) -> Checkpoint
     try:
         name = os.path.abspath(os.fsdecode(path))
         file = FileBacking(name, limits)
-        kind, tree, metadata = _read(Region(file, 0, file.size), Meter(limits))
-        measure(tree, limits)
-        return Checkpoint(kind, file.path, tree, metadata, limits, file)
+        meter = Meter(limits, file.size)
+        kind, tree, metadata, checksums = _read(Region(file, 0, file.size), meter)
+        measure(tree, meter)
+        return Checkpoint(kind, file.path, tree, metadata, limits, checksums, file)
     except CheckpointError as error:
         error.path = error.path or name
+        if (archive := _unpacked_archive(error.path)) is not None:
+            raise _zip_again(archive, error.path) from error
         raise
     except MemoryError as error:
         raise CheckpointError(
@@ -106,18 +117,46 @@ def read(path: str | os.PathLike, *, limits: Limits | None = None) -> Checkpoint
         ) from error
 
 
-def _read(region: Region, meter: Meter) -> tuple[str, Any, dict]:
-    """(format, tree, metadata)."""
+def _unpacked_archive(path: str) -> str | None:
+    """The folder of a torch archive that was unpacked, if `path` is it or lies in it."""
+    if os.path.basename(path) == DATA:
+        candidates = [os.path.dirname(path)]
+    elif os.path.isdir(path):
+        with contextlib.suppress(OSError):
+            with os.scandir(path) as entries:
+                inside = [entry.path for entry in itertools.islice(entries, 2)]
+            candidates = [path, *inside] if len(inside) == 1 else [path]
+    else:
+        return None
+    wanted = (DATA, "data")  # the pickle, and the folder of the storages
+    folders = (f for f in candidates if all(os.path.exists(os.path.join(f, w)) for w in wanted))
+    return next(folders, None)
+
+
+def _zip_again(folder: str, path: str) -> CheckpointError:
+    parent, name = os.path.split(folder)
+    again = f"cd {shlex.quote(parent)} && zip -0 -r {shlex.quote(f'{name}.pt')} {shlex.quote(name)}"
+    return CheckpointError(
+        "a torch archive that was unpacked",
+        "the archive in one file",
+        f"zip it again: {describe(again, 4096)[1:-1]}",
+        path,
+    )
+
+
+def _read(region: Region, meter: Meter) -> tuple[str, Any, dict, bool]:
+    """(format, tree, metadata, whether there are checksums)."""
     head = bytes(region.slice(0, min(512, len(region)), "the start"))
     if head.startswith(b"PK\3\4"):
         entries = read_archive(region, meter)
+        checksums = any(entry.backing is not region.backing for entry in entries.values())
         if any(name.endswith(f"/{DATA}") for name in entries):
-            return "torch-zip", read_torch_zip(entries, meter), {}
-        return "npz", read_npz(entries, meter), {}
+            return "torch-zip", read_torch_zip(entries, meter), {}, checksums
+        return "npz", read_npz(entries, meter), {}, checksums
     if head.startswith(NPY_MAGIC):
-        return "npy", read_npy(region, meter), {}
+        return "npy", read_npy(region, meter), {}, False
     if looks_like_safetensors(head, len(region)):
-        return "safetensors", *read_safetensors(region, meter)
+        return "safetensors", *read_safetensors(region, meter), False
     for start, what in STRANGERS.items():
         if head.startswith(start):
             found, advice = what.split("; ")
@@ -126,6 +165,6 @@ def _read(region: Region, meter: Meter) -> tuple[str, Any, dict]:
         raise CheckpointError("a tar archive", FORMATS, "unpack it, or save it again with torch")
     if head and head[0] in PICKLE_STARTS:
         kind, tree = read_pickled(region, meter)
-        return kind, tree, {}
-    found = f"a file that starts with {head[:8]!r}" if head else "an empty file"
+        return kind, tree, {}, False
+    found = f"a file that starts with {describe(head[:8])}" if head else "an empty file"
     raise CheckpointError(found, FORMATS)

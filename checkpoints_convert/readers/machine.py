@@ -5,11 +5,16 @@ looked up in the closed list of `builders`, and everything else becomes an `Opaq
 is checked against the bytes that are left before it is used.
 """
 
-import re
+import codecs
+import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
-from checkpoints_convert.readers.builders import BUILDERS, UNSUPPORTED
+from checkpoints_convert.readers.builders import (
+    BUILDERS,
+    UNSUPPORTED,
+)
 from checkpoints_convert.readers.limits import CheckpointError, Meter, over_limit
 from checkpoints_convert.readers.regions import Region
 from checkpoints_convert.readers.tensors import LazyTensor, Storage
@@ -19,12 +24,15 @@ INLINE_BYTES = 4096  # longer byte strings stay in the file, as a Region
 NUMBER_BYTES = 1024  # of one integer; torch's magic number has 10
 NAME_BYTES = 1024  # of a module or class name
 KEY_NODES = 64  # of a tuple used as a dict key
-FLAT_KEYS = (str, int, float, bool, bytes, type(None), complex)
+PAIR_COST = 104  # bytes of memory that a dict takes for a key and its value
+RECORD_COST = 700  # and that an Opaque takes, with its arguments and its place in `tree.measure`
+DECODING = 8  # bytes that decoding a byte of text may take at its peak
+UNESCAPING = 4  # and a byte of a quoted string
+PLAIN_KEYS = (str, int, bool, bytes, type(None))
+"""What checkpoints use as keys. Nobody can choose the hash of a str or bytes (it is seeded in each
+process), and no more than 13 ints of 64 bits have the same one."""
 IDENTITY_KEYS = (Global, Opaque, LazyTensor, Storage)  # their hash looks at nothing inside them
 RENAMED_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # Python 2's names
-
-_ESCAPES = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"a": b"\a", b"b": b"\b", b"f": b"\f"}
-_ESCAPES |= {b"v": b"\v", b"\n": b"", b"\\": b"\\", b"'": b"'", b'"': b'"'}
 
 
 class Machine:
@@ -76,20 +84,20 @@ class Machine:
 
     def line(self, limit: int) -> bytes:
         """The bytes up to a newline, which is skipped."""
-        piece = bytes(self.data[self.position : self.position + limit + 1])
-        end = piece.find(b"\n")
+        end, most = -1, 32  # most lines are short, and the search must not cost more than they
+        while end < 0 and most < 4 * (limit + 32):
+            piece = bytes(self.data[self.position : self.position + min(most, limit + 1)])
+            end, most = piece.find(b"\n"), most * 4
         if end < 0:
             raise self.error("a line without an end", f"a newline within {limit:,} bytes")
         self.position += end + 1
         return piece[:end]
 
-    def text_line(self) -> bytes:
+    def text_line(self, cost: int = DECODING) -> bytes:
         """A line that holds a string of any allowed length."""
-        limit, most = 256, min(self.meter.limits.string_bytes, len(self.data) - self.position)
-        while limit < most and b"\n" not in bytes(self.data[self.position :][: limit + 1]):
-            limit *= 8
-        found = self.line(min(limit, most))
-        self.meter.charge("pickle_bytes", len(found))
+        most = min(self.meter.limits.string_bytes, len(self.data) - self.position)
+        found = self.line(most)
+        self.meter.room(cost * len(found))
         return found
 
     def text(self, width: int) -> str:
@@ -100,7 +108,8 @@ class Machine:
         """`data` as text without surrogates, which could not be printed or written again."""
         try:
             string = data.decode(encoding)
-            if not string.isascii():
+            self.meter.make(sys.getsizeof(string))
+            if encoding != "utf-8" and not string.isascii():
                 string.encode("utf-8")
         except UnicodeError as error:
             raise self.error("a string that is not text", f"{encoding}, not {error}") from error
@@ -110,14 +119,14 @@ class Machine:
         """The next `count` bytes, which count as decoded."""
         if count > self.meter.limits.string_bytes:
             raise over_limit(self.meter.limits, "string_bytes")
-        data = self.take(count)
-        self.meter.charge("pickle_bytes", count)
-        return data
+        self.meter.room(DECODING * min(count, len(self.data) - self.position))
+        return self.take(count)
 
     def blob(self, count: int) -> bytes | Region:
         """The next `count` bytes, left in the file when they are many."""
+        self.meter.make(100 + (count if count <= INLINE_BYTES else 0))
         if count <= INLINE_BYTES:
-            return self.short(count)
+            return self.take(count)
         region = self.region.slice(self.position, self.position + count, "a byte string")
         self.position += count
         return region
@@ -146,8 +155,6 @@ class Machine:
     def remember(self, index: int) -> None:
         """Store the top of the stack in a memo slot."""
         self.memo[index] = self.top()
-        if len(self.memo) > self.meter.limits.memo_entries:
-            raise over_limit(self.meter.limits, "memo_entries")
 
     def recall(self, index: int) -> Any:
         """What a memo slot holds."""
@@ -156,14 +163,26 @@ class Machine:
         return self.memo[index]
 
     def key(self, value: Any) -> Any:
-        """`value` if it may be hashed cheaply: deep tuples would overflow the stack of hash()."""
+        """`value` if it may be hashed cheaply.
+
+        Deep tuples would overflow the stack of hash(), and numbers can be chosen so that all their
+        hashes are equal, which makes a dict of them slow: kinds that checkpoints use are allowed,
+        and a few floats and tuples.
+        """
         kind = type(value)
-        parts = value if kind is tuple and len(value) <= KEY_NODES else (value,)
-        for part in parts:
-            if type(part) is int and not -(1 << 63) <= part < 1 << 64:
+        if kind is float:
+            self.meter.odd_key()
+        elif kind is tuple and len(value) <= KEY_NODES:
+            self.meter.odd_key()
+            for part in value:
+                if type(part) is tuple:
+                    raise self.error("a tuple in a tuple as key", "a str, a number or a flat tuple")
+                self.key(part)
+        elif kind is int:
+            if not -(1 << 63) <= value < 1 << 64:
                 raise self.error("a dict key of over 64 bits", "a short one")  # made to collide
-            if type(part) not in FLAT_KEYS and (kind is tuple or kind not in IDENTITY_KEYS):
-                raise self.error(f"a {kind.__name__} as key", "a str, a number or a flat tuple")
+        elif kind not in PLAIN_KEYS and kind not in IDENTITY_KEYS:
+            raise self.error(f"a {kind.__name__} as key", "a str, a number or a flat tuple")
         return value
 
     # Meaning
@@ -172,6 +191,7 @@ class Machine:
         """What calling `function` would give: a builder's value or an Opaque."""
         if type(args) is not tuple or (kwargs is not None and type(kwargs) is not dict):
             raise self.error(f"arguments as a {type(args).__name__}", "a tuple and a dict")
+        self.meter.make(RECORD_COST)
         if type(function) is Opaque:
             return Opaque("", "<call of an object>", (function, args), kwargs or {})
         if type(function) is not Global:
@@ -198,6 +218,7 @@ class Machine:
 
     def extend(self, target: Any, items: list) -> None:
         """Append to a list or to an object that acts as one."""
+        self.meter.make(9 * len(items))
         if type(target) is list:
             target.extend(items)
         elif type(target) is Opaque:
@@ -211,6 +232,7 @@ class Machine:
             target = target.entries
         if type(target) is not dict or len(items) % 2:
             raise self.error(f"{len(items)} keys and values for a {type(target).__name__}", "pairs")
+        self.meter.make(PAIR_COST * len(items) // 2)
         for index in range(0, len(items), 2):
             target[self.key(items[index])] = items[index + 1]
 
@@ -223,12 +245,14 @@ class Machine:
         for part in (module, name):
             if type(part) is not str or len(part) > NAME_BYTES:
                 raise self.error(f"a {type(part).__name__} as the name of a global", "a short str")
+        self.meter.make(sys.getsizeof(module) + sys.getsizeof(name))
         return Global(RENAMED_MODULES.get(module) or module, name)
 
     def integer(self, count: int) -> int:
         """A little-endian two's complement integer of `count` bytes."""
         if count > NUMBER_BYTES:
             raise self.error(f"an integer of {count:,} bytes", f"at most {NUMBER_BYTES:,}")
+        self.meter.make(count)
         return int.from_bytes(self.take(count), "little", signed=True)
 
     def number(self, convert: Callable, strip: bytes = b"") -> Any:
@@ -245,14 +269,8 @@ class Machine:
 
 
 def unescape(data: bytes) -> bytes:
-    """The bytes that the inside of a Python string literal stands for."""
-
-    def value(match: re.Match) -> bytes:
-        code: bytes = match[1]
-        if code[:1] == b"x":
-            return bytes([int(code[1:], 16)])
-        if code.isdigit():
-            return bytes([int(code, 8) & 255])
-        return _ESCAPES[code] if code in _ESCAPES else match[0]
-
-    return re.sub(rb"\\(x[0-9a-fA-F]{2}|[0-7]{1,3}|[^0-9x])", value, data, flags=re.DOTALL)
+    """The bytes that the inside of a Python string literal stands for; ValueError if for none."""
+    if b"\\" not in data:
+        return data
+    with warnings.catch_warnings(action="ignore"):  # of escapes that mean nothing, which are kept
+        return codecs.escape_decode(data)[0]

@@ -7,12 +7,16 @@ never run.
 
 from typing import Any
 
+from checkpoints_convert.describe import describe
 from checkpoints_convert.readers.limits import CheckpointError, Limits, over_limit
+from checkpoints_convert.readers.names import is_module_state, own_tensors, submodules
+from checkpoints_convert.readers.names import items_of as mapping
 from checkpoints_convert.readers.tensors import LazyTensor
-from checkpoints_convert.readers.tree import NAME_CHARACTERS, RESAVE, Opaque
+from checkpoints_convert.readers.tree import NAME_CHARACTERS, NAME_COST, RESAVE, Opaque
 
 PERSISTENT = ("torch_utils.persistence", "_reconstruct_persistent_obj")
 SETTINGS_DEPTH = 16
+SETTINGS_NODES = 100_000
 ADVICE = "find() the network first, e.g. under G_ema"
 
 
@@ -31,24 +35,16 @@ def is_tf_network(node: Any) -> bool:
     )
 
 
-def mapping(node: Any) -> dict | None:
-    """The items of a dict or of an Opaque dict subclass such as EasyDict; None for others."""
-    if type(node) is dict:
-        return node
-    if type(node) is Opaque and (node.entries or node.name == "EasyDict"):
-        return node.entries
-    return None
-
-
-def plain(node: Any, limits: Limits) -> Any:
+def plain(node: Any, limits: Limits | None = None) -> Any:
     """A copy of settings with every EasyDict, at any depth, as a dict."""
+    most = min(SETTINGS_NODES, (limits or Limits()).objects)
     visits = 0
 
     def copy(value: Any, depth: int) -> Any:
         nonlocal visits
         visits += 1
-        if visits > limits.objects:
-            raise over_limit(limits, "objects")
+        if visits > most:
+            raise CheckpointError("settings without end", f"at most {most:,} values")
         items = mapping(value)
         if items is None and type(value) not in (list, tuple):
             return value
@@ -89,18 +85,18 @@ def persistent_state_dict(
             raise over_limit(limits, "depth")
         state = _module_state(node)
         if state is None:
-            raise CheckpointError(f"submodule {prefix!r} without parameters", "a torch module")
+            found = f"submodule {describe(prefix, 200)} without parameters"
+            raise CheckpointError(found, "a torch module")
         for name, tensor in _own_tensors(state, prefix):
-            visits, characters = visits + 1, characters + len(name)
+            visits, characters = visits + 1, characters + NAME_COST + len(name)
             if characters > limits.string_bytes:
                 raise over_limit(limits, "string_bytes")
             if name in tensors:
-                raise CheckpointError(f"two tensors named {name!r}", "one")
+                raise CheckpointError(f"two tensors named {describe(name, 200)}", "one")
             tensors[name] = tensor
-        modules = mapping(state.get("_modules")) or {}
-        named = [(_join(prefix, name), child) for name, child in modules.items()]
+        named = [(_join(prefix, name), child, depth + 1) for name, child in submodules(state)]
         visits += len(named)
-        stack += [(name, child, depth + 1) for name, child in reversed(named) if child is not None]
+        stack += reversed(named)
     args = plain(meta["state"].get("_init_args"), limits)
     kwargs = plain(meta["state"].get("_init_kwargs"), limits)
     args = tuple(args) if type(args) in (tuple, list) else ()
@@ -119,22 +115,17 @@ def _module_state(node: Any) -> dict | None:
     """`__dict__` of a torch module, persistent or plain; None for anything else."""
     meta = _meta(node)
     state = meta["state"] if meta else node.state if type(node) is Opaque else None
-    return state if type(state) is dict and "_parameters" in state else None
+    return state if is_module_state(state) else None
 
 
 def _own_tensors(state: dict, prefix: str):
     """(dotted name, tensor) of the module's parameters and persistent buffers."""
-    skipped = state.get("_non_persistent_buffers_set")
-    skipped = skipped if type(skipped) in (set, frozenset) else ()
-    for kind in ("_parameters", "_buffers"):
-        for name, value in (mapping(state.get(kind)) or {}).items():
-            if value is None or (kind == "_buffers" and name in skipped):
-                continue
-            full = _join(prefix, name)
-            if type(value) is not LazyTensor or value.unsupported:
-                found = f"{full!r} as a {type(value).__name__}"
-                raise CheckpointError(found, "a plain dense tensor", RESAVE)
-            yield full, value
+    for name, value in own_tensors(state):
+        full = _join(prefix, name)
+        if type(value) is not LazyTensor or value.unsupported:
+            found = f"{describe(full, 200)} as a {type(value).__name__}"
+            raise CheckpointError(found, "a plain dense tensor", RESAVE)
+        yield full, value
 
 
 def _join(prefix: str, name: Any) -> str:
@@ -161,7 +152,9 @@ def tf_network(opaque: Opaque, *, limits: Limits | None = None) -> dict:
         if depth > limits.nesting:  # published ones nest once: G holds mapping and synthesis
             raise over_limit(limits, "nesting")
         if not is_tf_network(node):
-            raise CheckpointError(f"{key!r} as a {type(node).__name__}", "a Network", ADVICE)
+            raise CheckpointError(
+                f"{describe(key)} as a {type(node).__name__}", "a Network", ADVICE
+            )
         variables = _variables(node.state.get("variables"))
         visits += len(variables)
         parent[key] = {
@@ -183,6 +176,6 @@ def _variables(listed: Any) -> dict[str, LazyTensor]:
         if not ok or type(item[1]) is not LazyTensor or item[1].unsupported:
             raise CheckpointError("a variable of an unknown form", "(name, array of numbers)")
         if item[0] in variables:
-            raise CheckpointError(f"two variables named {item[0]!r}", "one")
+            raise CheckpointError(f"two variables named {describe(item[0], 200)}", "one")
         variables[item[0]] = item[1]
     return variables

@@ -4,11 +4,13 @@ The opcodes mean what Python's `pickletools` documents. Python's own `pickle` ne
 """
 
 import struct
+import sys
 from collections.abc import Callable
 from typing import Any
 
-from checkpoints_convert.readers.limits import CheckpointError, Meter, over_limit
-from checkpoints_convert.readers.machine import Machine, unescape
+from checkpoints_convert.readers.builders import ELEMENT_COST, NODE_COST
+from checkpoints_convert.readers.limits import CheckpointError, Meter, over_allowance, over_limit
+from checkpoints_convert.readers.machine import UNESCAPING, Machine, unescape
 from checkpoints_convert.readers.regions import Region
 
 LATEST_PROTOCOL = 5
@@ -41,8 +43,11 @@ def interpret(
             raise machine.error("the end of the data", "a pickle that ends with STOP")
         code = data[machine.position]
         meter.objects -= 1
+        meter.memory -= COSTS[code]
         if meter.objects < 0:
             raise over_limit(meter.limits, "objects")
+        if meter.memory < 0:
+            raise over_allowance(meter.limits, "memory")
         machine.position += 1
         if (push := PUSHES.get(code)) is not None:
             value = push(machine)  # first, since it may take values off the stack
@@ -73,10 +78,15 @@ def _int_line(machine: Machine) -> Any:
 
 
 def _string_line(machine: Machine) -> str | bytes | Region:
-    line = machine.text_line().strip()
+    line = machine.text_line(UNESCAPING).strip()
     if len(line) < 2 or line[0] != line[-1] or line[:1] not in (b"'", b'"'):
         raise machine.error("a string without quotes", "a quoted string")
-    return machine.native(unescape(line[1:-1]))
+    try:
+        found = machine.native(unescape(line[1:-1]))
+    except ValueError as error:
+        raise machine.error("a string with a broken escape", "a quoted string") from error
+    machine.meter.make(sys.getsizeof(found))
+    return found
 
 
 def _tuple_of(count: int) -> Callable[[Machine], tuple]:
@@ -87,6 +97,12 @@ def _tuple_of(count: int) -> Callable[[Machine], tuple]:
     return take
 
 
+def _tuple_of_mark(machine: Machine) -> tuple:
+    items = machine.pop_mark()
+    machine.meter.make(8 * len(items))
+    return tuple(items)
+
+
 def _dict_of_mark(machine: Machine) -> dict:
     items, target = machine.pop_mark(), {}
     machine.update(target, items)
@@ -94,6 +110,7 @@ def _dict_of_mark(machine: Machine) -> dict:
 
 
 def _keys(machine: Machine, items: list) -> list:
+    machine.meter.make(ELEMENT_COST * len(items))
     return [machine.key(item) for item in items]
 
 
@@ -161,7 +178,7 @@ _PUSHES: dict[bytes, Callable[[Machine], Any]] = {
     b"\x96": lambda m: m.blob(m.unsigned(8)),  # BYTEARRAY8
     # Containers
     b")": lambda m: (),
-    b"t": lambda m: tuple(m.pop_mark()),
+    b"t": _tuple_of_mark,
     b"\x85": _tuple_of(1),
     b"\x86": _tuple_of(2),
     b"\x87": _tuple_of(3),
@@ -283,3 +300,11 @@ _ACTIONS: dict[bytes, Callable[[Machine], Any]] = {
     b"P": _refuse("a persistent id written as text", "one that torch.save writes"),
 }
 ACTIONS = {code[0]: act for code, act in _ACTIONS.items()}
+
+# What an opcode takes of the memory, in bytes, beside the text, pairs and elements that it is
+# given: a place on the stack, and mostly an object. The sizes are CPython's, rounded up.
+_COSTS = dict.fromkeys(b".012Q\x80\x95ga", 24) | dict.fromkeys(b"NK\x88\x89)h", 24)
+_COSTS |= dict.fromkeys(b"t\x85\x86\x87]l}d\x8f\x91", NODE_COST)
+_COSTS |= dict.fromkeys(b"pqr\x94", 160)
+_COSTS |= {ord("("): 120}
+COSTS = [_COSTS.get(code, 80) for code in range(256)]

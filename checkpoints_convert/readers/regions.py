@@ -1,17 +1,20 @@
-"""Spans of bytes, read when asked: of a file, of memory, or of a deflated archive entry."""
+"""Spans of bytes, read when asked: of a file, of memory, or of an archive's entry.
+
+An entry of an archive is compared with its CRC-32 before the first of its bytes is used.
+"""
 
 import hashlib
 import os
 import stat
-import weakref
 import zlib
 
 import numpy as np
 
+from checkpoints_convert.describe import describe
 from checkpoints_convert.readers.limits import CheckpointError, Limits, over_limit
 
 MAP_BYTES = 1 << 20  # smaller spans are read: a process may hold only some 65,000 maps
-PEEK_BYTES = 1 << 17  # so much of a deflated entry is unpacked to look at its header
+PIECE_BYTES = 1 << 20  # unpacked at a time
 
 
 class FileBacking:
@@ -74,11 +77,15 @@ class FileBacking:
                 while left and (part := file.read(left)):
                     parts.append(part)
                     left -= len(part)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: the file shrank since it was opened
+            if isinstance(error, CheckpointError):
+                raise
             raise self._unreadable(error) from error
         if left:
             raise CheckpointError("a file that was cut short", "the same file", path=self.path)
         return np.frombuffer(b"".join(parts), np.uint8)
+
+    peek = read
 
     def sha256(self) -> str:
         """Hexadecimal SHA-256 of the whole file, read in pieces."""
@@ -95,6 +102,8 @@ class FileBacking:
 class BytesBacking:
     """Bytes in memory."""
 
+    path = ""
+
     def __init__(self, data: bytes):
         self.data = data
 
@@ -102,45 +111,122 @@ class BytesBacking:
         """Bytes [start, stop) as a read-only uint8 array."""
         return np.frombuffer(self.data, np.uint8)[start:stop]
 
+    peek = read
+
+
+class StoredBacking:
+    """An archive entry as it lies in the file, compared with its CRC-32 when first read."""
+
+    def __init__(self, packed: "Region", crc: int, name: str):
+        self.packed, self.crc, self.name, self.checked = packed, crc, name, False
+
+    @property
+    def path(self) -> str:
+        """The file."""
+        return self.packed.path
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Bytes [start, stop) as a read-only uint8 array."""
+        if self.checked:
+            return self.peek(start, stop)
+        whole = self.packed.array()  # a part of this, and no map of its own, saves page faults
+        if zlib.crc32(whole) != self.crc:
+            raise another_crc(self.name, self.path)
+        self.checked = True
+        return whole[start:stop]
+
+    def peek(self, start: int, stop: int) -> np.ndarray:
+        """The same without the comparison."""
+        return self.packed.slice(start, stop, "a part").array()
+
+
+class Unpacked:
+    """What is unpacked of an archive: its last entry, for the tensors that share it.
+
+    Keeping all would take the memory of all, keeping none the time of unpacking a shared entry
+    for each of its tensors. `left` is how many bytes may be unpacked still.
+    """
+
+    __slots__ = ("data", "left", "limits", "owner")
+
+    def __init__(self, limits: Limits):
+        self.limits, self.left = limits, 0
+        self.owner, self.data = None, np.empty(0, np.uint8)
+
+    def of(self, owner: "DeflateBacking", stop: int) -> np.ndarray:
+        """At least the first `stop` bytes of an entry."""
+        if self.owner is not owner or len(self.data) < stop:
+            self.left -= stop
+            if self.left < 0:
+                raise CheckpointError(
+                    f"a compressed archive unpacked {self.limits.unpackings} times",
+                    "entries that few tensors share",
+                    "unpack it, and zip it again without compression (zip -0)",
+                    owner.path,
+                )
+            self.owner, self.data = None, np.empty(0, np.uint8)  # freed before the next is made
+            self.owner, self.data = owner, owner.unpack(stop)
+        return self.data
+
 
 class DeflateBacking:
     """A deflated archive entry, unpacked on access and checked against its stated size and CRC."""
 
-    def __init__(self, packed: "Region", size: int, crc: int, name: str):
+    def __init__(self, packed: "Region", size: int, crc: int, name: str, unpacked: Unpacked):
         self.packed, self.size, self.crc, self.name = packed, size, crc, name
-        self._unpacked = lambda: None
+        self.unpacked = unpacked
+        unpacked.left += unpacked.limits.unpackings * size
 
-    def _inflate(self, at_most: int) -> bytes:
-        unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+    @property
+    def path(self) -> str:
+        """The file."""
+        return self.packed.path
+
+    def unpack(self, stop: int) -> np.ndarray:
+        """The first `stop` bytes; checked if they are all."""
+        data = np.empty(stop, np.uint8)
+        unpacker, position, crc = zlib.decompressobj(-zlib.MAX_WBITS), 0, 0
+        pending = self.packed.array().data
         try:
-            # One byte more than stated, so that a longer stream shows itself.
-            data = unpacker.decompress(self.packed.array().data, at_most + 1)
+            while position < stop and not unpacker.eof:
+                piece = unpacker.decompress(pending, min(PIECE_BYTES, stop - position))
+                pending = unpacker.unconsumed_tail
+                if not piece and not pending:
+                    break
+                data[position : position + len(piece)] = np.frombuffer(piece, np.uint8)
+                position += len(piece)
+                crc = zlib.crc32(piece, crc)
+            more = b"" if stop < self.size or unpacker.eof else unpacker.decompress(pending, 1)
         except zlib.error as error:
             raise self._damaged(f"deflate data that does not unpack ({error})") from error
-        if at_most < self.size:
-            if len(data) < at_most:
-                raise self._damaged(f"{len(data):,} bytes unpacked")
-            return data
-        if len(data) != self.size or not unpacker.eof or unpacker.unused_data:
-            raise self._damaged(f"{len(data):,} bytes unpacked or data left over")
-        if zlib.crc32(data) != self.crc:
-            raise self._damaged("another CRC-32")
+        if position < stop or more:
+            raise self._damaged(f"{position + len(more):,} bytes unpacked")
+        if stop == self.size:
+            if not unpacker.eof or unpacker.unused_data:
+                raise self._damaged("data left over")
+            if crc != self.crc:
+                raise another_crc(self.name, self.path)
+        data.flags.writeable = False
         return data
 
     def _damaged(self, found: str) -> CheckpointError:
-        path = getattr(self.packed.backing, "path", "")
         stated = f"{self.size:,} bytes as stated"
-        return CheckpointError(f"{found} in entry {self.name!r}", stated, path=path)
+        return CheckpointError(f"{found} in entry {describe(self.name)}", stated, path=self.path)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Unpacked bytes [start, stop) as a read-only uint8 array."""
-        whole = self._unpacked()
-        if whole is None:
-            if stop <= PEEK_BYTES < self.size:
-                return np.frombuffer(self._inflate(PEEK_BYTES), np.uint8)[start:stop]
-            whole = np.frombuffer(self._inflate(self.size), np.uint8)
-            self._unpacked = weakref.ref(whole)  # several tensors may share one entry
-        return whole[start:stop]
+        return self.unpacked.of(self, self.size)[start:stop]
+
+    def peek(self, start: int, stop: int) -> np.ndarray:
+        """The same, without unpacking what lies behind."""
+        return self.unpacked.of(self, stop)[start:stop]
+
+
+def another_crc(name: str, path: str) -> CheckpointError:
+    """The error for an entry that differs from its checksum."""
+    return CheckpointError(
+        f"entry {describe(name)} with another CRC-32", "the one of the archive", path=path
+    )
 
 
 class Region:
@@ -168,6 +254,18 @@ class Region:
     def array(self) -> np.ndarray:
         """All bytes as a read-only uint8 array; a memory map when they are many."""
         return self.backing.read(self.start, self.stop)
+
+    @property
+    def path(self) -> str:
+        """The file that the bytes are of; empty if they are in memory."""
+        return self.backing.path
+
+    def peek(self, count: int) -> bytes:
+        """The first `count` bytes, or all if there are fewer, before any checksum is compared.
+
+        What they say must be taken back when the comparison of the whole fails later.
+        """
+        return self.backing.peek(self.start, min(self.start + count, self.stop)).tobytes()
 
     def slice(self, start: int, stop: int, what: str) -> "Region":
         """Bytes [start, stop) of this region; CheckpointError, naming `what`, if not inside."""

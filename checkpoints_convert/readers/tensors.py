@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from checkpoints_convert.readers.limits import CheckpointError, Meter, over_limit
+from checkpoints_convert.describe import describe
+from checkpoints_convert.readers.limits import CheckpointError, Meter
 from checkpoints_convert.readers.regions import Region
 
 MAX_DIMENSIONS = 64  # NumPy's own bound
 INT64_MAX = (1 << 63) - 1
+TENSOR_COST = 500  # bytes of memory that a tensor and its storage take before they are read
 
 TORCH_DTYPES = {
     **dict.fromkeys(("float64", "double"), "float64"),
@@ -130,23 +132,23 @@ class LazyTensor:
         for number in (*shape, *strides, offset):
             if type(number) is not int or not 0 <= number <= INT64_MAX:
                 raise CheckpointError(
-                    f"{_brief(number)} in the sizes, strides or offset of a tensor",
+                    f"{describe(number)} in the sizes, strides or offset of a tensor",
                     "ints from 0 to 2**63 - 1",
                 )
         # Sizes of 0 are skipped: NumPy makes no (0, 2**62, 2**62) array either.
+        # Views share bytes of the file and strides of 0 repeat them: their sum is bounded.
         claimed = math.prod(size for size in shape if size) * itemsize
-        if claimed > min(meter.tensor_bytes, INT64_MAX):
-            raise over_limit(meter.limits, "tensor_bytes")
-        meter.tensor_bytes -= claimed
-        if claimed > max(storage.nbytes, meter.limits.expanded_bytes):
-            raise over_limit(meter.limits, "expanded_bytes")
+        meter.tensor(claimed)
+        meter.make(TENSOR_COST + 80 * len(shape))
+        if claimed > INT64_MAX:
+            raise CheckpointError(f"a tensor of {describe(claimed)} bytes", "at most 2**63 - 1")
         if 0 not in shape:
             last = offset + sum(
                 (size - 1) * step for size, step in zip(shape, strides, strict=True)
             )
             if (last + 1) * itemsize > storage.nbytes:
                 raise CheckpointError(
-                    f"a tensor of shape {shape} that reaches element {last:,}",
+                    f"a tensor of shape {describe(shape)} that reaches element {last:,}",
                     f"at most the {storage.nbytes // itemsize:,} elements of its storage",
                 )
         self.shape, self.dtype, self.strides = tuple(shape), dtype, tuple(strides)
@@ -181,8 +183,16 @@ class LazyTensor:
         """The values: a read-only array of `shape` and `dtype`, memory-mapped where possible.
 
         A copy is made where the bytes in the file are in the other byte order, are unaligned, or
-        are bools. Raises CheckpointError if the file changed or the values are unsupported.
+        are bools. Raises CheckpointError if the file changed or differs from its checksum, if the
+        values are unsupported, or if a copy does not fit in memory.
         """
+        try:
+            return self._read()
+        except MemoryError as error:
+            size = f"a tensor of {self.nbytes:,} bytes, more than fits in memory"
+            raise CheckpointError(size, "one that fits", "add memory") from error
+
+    def _read(self) -> np.ndarray:
         if self.storage is None or self.storage.region is None:
             reason = self.unsupported or "a storage that is not in the file"
             raise CheckpointError(reason, "numbers", "save the values as a plain float tensor")
@@ -233,14 +243,11 @@ def nonfinite(tensors: Mapping[str, "LazyTensor | np.ndarray"]) -> list[str]:
         values = tensor.numpy() if isinstance(tensor, LazyTensor) else np.asarray(tensor)
         if values.dtype.kind in "biu" or not values.size:
             continue
-        flat = values.reshape(-1)  # in pieces, so that no mask as long as a large tensor is made
+        # One of each repeated element, and in the order of memory, so that no copy is made; and in
+        # pieces, so that no mask as long as a large tensor is made.
+        once = tuple(slice(None) if step else slice(1) for step in values.strides)
+        flat = values[once].ravel("K")
         pieces = (flat[start : start + (1 << 22)] for start in range(0, flat.size, 1 << 22))
         if not all(np.isfinite(piece).all() for piece in pieces):
             names.append(name)
     return names
-
-
-def _brief(value: Any) -> str:
-    if type(value) is int:
-        return str(value) if abs(value) < 1 << 70 else "an int of more than 70 bits"
-    return f"a {type(value).__name__}"

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from checkpoints_convert.describe import describe
 from checkpoints_convert.readers.archive import read_archive
 from checkpoints_convert.readers.limits import CheckpointError, Meter, over_limit
 from checkpoints_convert.readers.opcodes import interpret
@@ -14,6 +15,7 @@ STREAM_VERSION = 1001
 DATA = "data.pkl"
 TYPED_STORAGES = {"torch", "torch.storage", "torch.cuda"}
 WHOLE = "a file that torch.save wrote"
+STORAGE_COST = 700  # bytes of memory that a storage takes before it is read
 
 
 def read_torch_zip(entries: dict[str, Region], meter: Meter, nesting: int = 0) -> Any:
@@ -24,7 +26,7 @@ def read_torch_zip(entries: dict[str, Region], meter: Meter, nesting: int = 0) -
     root = pickles[0].removesuffix(DATA)
     order = _short(entries, f"{root}byteorder", b"little")
     if order not in (b"little", b"big"):
-        raise CheckpointError(f"byteorder {order!r}", "little or big")
+        raise CheckpointError(f"byteorder {describe(order)}", "little or big")
     storages: dict[tuple, Storage] = {}
 
     def persistent(identity: Any) -> Storage:
@@ -34,25 +36,27 @@ def read_torch_zip(entries: dict[str, Region], meter: Meter, nesting: int = 0) -
         if (kind, key) not in storages:
             region = entries.get(f"{root}data/{key}")
             if region is None:
-                raise CheckpointError(f"storage {key!r} without its entry", f"{root}data/{key}")
+                raise CheckpointError(
+                    f"storage {describe(key)} without its entry", describe(f"{root}data/{key}")
+                )
+            meter.make(STORAGE_COST)
             storage = _new_storage(kind, size)
             if storage.nbytes != len(region):
                 raise CheckpointError(
-                    f"storage {key!r} of {len(region):,} bytes", f"{storage.nbytes:,} as pickled"
+                    f"storage {describe(key)} of {len(region):,} bytes",
+                    f"{storage.nbytes:,} as pickled",
                 )
             storage.region, storage.big_endian = region, order == b"big"
             storages[kind, key] = storage
         storage = storages[kind, key]
         if storage.size != size:
-            raise CheckpointError(f"storage {key!r} with two sizes", "one")
+            raise CheckpointError(f"storage {describe(key)} with two sizes", "one")
         return storage
 
     nested = _nested_loader(meter, nesting)
     region = entries[pickles[0]]
-    if len(region) > meter.limits.pickle_bytes:  # it may be a compressed entry
-        raise over_limit(meter.limits, "pickle_bytes")
     if nesting:  # the same nested file may be read again and again
-        meter.charge("objects", len(region) // 4096)
+        meter.count(len(region) // 4096)
     tree, end = interpret(region, region.array().data, 0, meter, nested, persistent)
     if end != len(region):
         raise CheckpointError(f"{len(region) - end:,} bytes after the pickle", "none")
@@ -64,7 +68,7 @@ def _short(entries: dict[str, Region], name: str, default: bytes) -> bytes:
         return default
     region = entries[name]
     if len(region) > 100:
-        raise CheckpointError(f"entry {name!r} of {len(region):,} bytes", "a single word")
+        raise CheckpointError(f"entry {describe(name)} of {len(region):,} bytes", "a single word")
     return bytes(region)
 
 
@@ -82,7 +86,7 @@ def _storage_id(identity: Any) -> tuple[Global, str, int, Any]:
 def _new_storage(kind: Global, size: int) -> Storage:
     if kind.module not in TYPED_STORAGES or kind.name not in TORCH_STORAGES:
         raise CheckpointError(
-            f"a storage of class {str(kind)!r}",
+            f"a storage of class {describe(str(kind))}",
             f"one of {', '.join(TORCH_STORAGES)}",
             "convert the tensors to plain float tensors and save again",
         )
@@ -133,10 +137,12 @@ def _read_stream(region: Region, data: memoryview, start: int, meter: Meter, nes
         if type(identity) is tuple and len(identity) == 4 and type(identity[1]) is Global:
             return identity[1]  # ("module", class, ...): a model class with its source text
         kind, key, size, view = _storage_id(identity)
+        if key not in storages or view is not None:
+            meter.make(STORAGE_COST)
         known, storage = storages.get(key) or (kind, _new_storage(kind, size))
         storages[key] = known, storage
         if known != kind or storage.size != size:
-            raise CheckpointError(f"storage {key!r} with two types or sizes", "one of each")
+            raise CheckpointError(f"storage {describe(key)} with two types or sizes", "one of each")
         if view is None:
             return storage
         if not (type(view) is tuple and len(view) == 3 and type(view[0]) in (str, int)):
@@ -144,7 +150,7 @@ def _read_stream(region: Region, data: memoryview, start: int, meter: Meter, nes
         _, offset, length = view
         ok = type(offset) is int and type(length) is int and offset >= 0 and length >= 0
         if not ok or offset + length > size:
-            raise CheckpointError(f"a view past the end of storage {key!r}", WHOLE)
+            raise CheckpointError(f"a view past the end of storage {describe(key)}", WHOLE)
         if (key, offset, length) not in views:
             views[key, offset, length] = _new_storage(kind, length), storage, offset
         return views[key, offset, length][0]

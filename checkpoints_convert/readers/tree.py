@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from checkpoints_convert.readers.limits import CheckpointError, Limits, over_limit
-from checkpoints_convert.readers.tensors import LazyTensor
+from checkpoints_convert.readers.limits import CheckpointError, Limits, Meter, over_limit
 
 NAME_CHARACTERS = 4096  # of one dotted name; real ones have under 200
+NAME_COST = 150  # characters that a name in a list counts for, beside its own
 KEY_CHARACTERS = 1000  # of one part of it; longer keys are shortened
 RESAVE = "load it in the framework that made it and save plain float tensors"
 
@@ -72,11 +72,10 @@ def children(node: Any) -> Iterator[tuple[str, Any]]:
         for value in node:
             yield "<element>", value
     elif kind is Opaque:
-        yield "args", node.args
-        yield "kwargs", node.kwargs
-        yield "state", node.state
-        yield "entries", node.entries
-        yield "elements", node.elements
+        parts = (("args", node.args), ("kwargs", node.kwargs), ("state", node.state))
+        for name, value in (*parts, ("entries", node.entries), ("elements", node.elements)):
+            if value is not None and (value or type(value) not in CONTAINERS):
+                yield name, value
 
 
 def label(key: Any) -> str:
@@ -88,13 +87,15 @@ def label(key: Any) -> str:
     return repr(key) if key is None or type(key) in (bool, float) else f"<{type(key).__name__}>"
 
 
-def measure(root: Any, limits: Limits) -> None:
+def measure(root: Any, meter: Meter) -> None:
     """CheckpointError if the tree is too deep, or too large once every shared node is repeated.
 
     Depth-first with an explicit stack. A node met again counts with its known size; a node inside
     itself (a cycle) counts as a leaf.
     """
-    known: dict[int, tuple[int, int]] = {}  # id -> (nodes below and including it, height)
+    limits, most = meter.limits, meter.steps
+    height_bits = limits.depth.bit_length() + 1
+    known: dict[int, int] = {}  # id -> nodes below and including it, above the bits of its height
     stack = [[id(root), children(root), 1, 0]]
     open_nodes = {id(root)}
     while stack:
@@ -102,9 +103,8 @@ def measure(root: Any, limits: Limits) -> None:
         for _, child in frame[1]:
             identity = id(child)
             if identity in known:
-                size, height = known[identity]
-                frame[2] += size
-                frame[3] = max(frame[3], height)
+                frame[2] += known[identity] >> height_bits
+                frame[3] = max(frame[3], known[identity] & (1 << height_bits) - 1)
             elif identity in open_nodes or type(child) not in CONTAINERS:
                 frame[2] += 1
             else:
@@ -113,35 +113,38 @@ def measure(root: Any, limits: Limits) -> None:
                 open_nodes.add(identity)
                 stack.append([identity, children(child), 1, 0])
                 break
-            if frame[2] > limits.objects:
+            if frame[2] > most:
                 raise over_limit(limits, "objects")
         else:
             stack.pop()
             identity, _, size, height = frame
             open_nodes.discard(identity)
-            known[identity] = (size, height + 1)
+            known[identity] = size << height_bits | height + 1
             if stack:
                 stack[-1][2] += size
                 stack[-1][3] = max(stack[-1][3], height + 1)
-                if stack[-1][2] > limits.objects:
+                if stack[-1][2] > most:
                     raise over_limit(limits, "objects")
             if height + 1 > limits.depth:
                 raise over_limit(limits, "depth")
 
 
 def walk(
-    root: Any, limits: Limits, enter: Callable[[Any], bool], once: bool
+    root: Any,
+    limits: Limits,
+    enter: Callable[[Any], Iterator[tuple[str, Any]] | None],
+    once: bool,
 ) -> Iterator[tuple[str, Any]]:
-    """(dotted path, node) of `root` and of everything below the nodes that `enter` accepts.
+    """(dotted path, node) of `root` and of everything below, where `enter` gives the children.
 
     With `once` a shared node is given at its first path only; otherwise at each of its paths.
     Nodes inside themselves are not entered again.
     """
     yield "", root
-    if not enter(root):
+    if (inside := enter(root)) is None:
         return
     steps, seen = 0, {id(root)}
-    stack = [("", id(root), children(root))]
+    stack = [("", id(root), inside)]
     while stack:
         prefix, identity, rest = stack[-1]
         for name, child in rest:
@@ -157,11 +160,11 @@ def walk(
                     f"a name of {len(path):,} characters", f"at most {NAME_CHARACTERS:,}"
                 )
             yield path, child
-            if inner and enter(child):
+            if inner and (inside := enter(child)) is not None:
                 if len(stack) >= limits.depth:
                     raise over_limit(limits, "depth")
                 seen.add(id(child))
-                stack.append((path, id(child), children(child)))
+                stack.append((path, id(child), inside))
                 break
         else:
             stack.pop()
@@ -179,40 +182,11 @@ def find(
     >>> find({"a": [1, 2.5], "b": 3}, lambda node: type(node) is int)
     [('a.0', 1), ('b', 3)]
     """
-    nodes = walk(tree, limits or Limits(), lambda node: True, once=True)
-    return [(path, node) for path, node in nodes if predicate(node)]
-
-
-def flatten(tree: Any, limits: Limits, prefix: str = "") -> dict[str, LazyTensor]:
-    """Tensors by dotted name through dicts, lists and tuples, not into Opaques.
-
-    With a prefix, only the names below it, without it. CheckpointError if two tensors get one
-    name, if a tensor there is of a kind that cannot be read, or if the prefix matches none.
-    """
-    prefix = prefix.removesuffix(".")
-    tensors: dict[str, Any] = {}
-    characters = 0
-    entered = (dict, list, tuple)
-    for path, node in walk(tree, limits, lambda node: type(node) in entered, once=False):
-        reason = node.unsupported if isinstance(node, LazyTensor | Opaque) else ""
-        if not reason and not isinstance(node, LazyTensor):
-            continue
-        if prefix and path != prefix and not path.startswith(f"{prefix}."):
-            continue
-        name = path[len(prefix) + 1 :] if prefix else path
-        if reason:
-            raise CheckpointError(f"tensor {path!r}: {reason}", "a plain dense tensor", RESAVE)
-        if name in tensors:
-            raise CheckpointError(f"two tensors named {path!r}", "one", "rename one and save again")
-        characters += len(name)
-        if characters > limits.string_bytes:
-            raise over_limit(limits, "string_bytes")
-        tensors[name] = node
-    if prefix and not tensors:
-        top = [label(key)[:40] for key in list(tree)[:20]] if type(tree) is dict else []
-        raise CheckpointError(
-            f"no tensor under {prefix[:200]!r}",
-            f"a name below one of {', '.join(top) or 'nothing'}",
-            "give a prefix that exists, or find() the object that holds the tensors",
-        )
-    return tensors
+    limits, characters, found = limits or Limits(), 0, []
+    for path, node in walk(tree, limits, children, once=True):
+        if predicate(node):
+            characters += NAME_COST + len(path)
+            if characters > limits.string_bytes:
+                raise over_limit(limits, "string_bytes")
+            found.append((path, node))
+    return found

@@ -1,8 +1,13 @@
 """Verdicts: a user, or the reason why nobody is named.
 
-An image is attributed when two tests agree. The generator must explain it: what is left after the
-inversion is compared with what calibration saw. And the nearest registered key must agree in more
-bits than keyless images ever would by chance, over all keys that were compared.
+A registered key is compared with an image in two statistics: the number of decoded bits that agree,
+and the soft score, which weighs every bit by what the picture says about it. Both have exact tails
+over uniformly random keys (`tails.py`), given the image, so that the stated false-positive rate
+needs no sample of other images and holds whatever was done to this one. Two statistics and N keys
+are 2 N tests, and are counted.
+
+The residual is evidence that is reported beside the verdict, not a gate: a file that was processed
+still names its holder when its key says so.
 """
 
 from __future__ import annotations
@@ -14,15 +19,23 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from fpjax.attribution.registry import Registry, RegistryError
-from fpjax.attribution.statistics import NullModel, family_wise, match_tail, nearest
-from fpjax.fingerprint.keys import check_keys
+from fpjax.attribution.tails import SoftTails, combine_tests, family_wise, matching_tail
+from fpjax.errors import InputError
+from fpjax.fingerprint.keys import Levels, hamming_distances, pack_words
 from fpjax.fingerprint.scheme import Scheme
-from fpjax.inversion.batching import invert
-from fpjax.inversion.problem import ROUNDING_STD, Problem
+from fpjax.inversion.driver import invert
+from fpjax.inversion.observation import Observation
+from fpjax.inversion.problem import Problem
 from fpjax.inversion.solution import Solution, Status
+from fpjax.inversion.solvers.base import Solver
+from fpjax.models.jacobian import DEFAULT_MEMORY
 
 DEFAULT_FALSE_POSITIVE_RATE = 1e-6
-"""Chance, for one keyless image and the whole registry, of being attributed to anybody."""
+"""Chance, for one image without a key and the whole registry, of being attributed to anybody."""
+
+_DECISIVE = 1e-3
+"""Where matching bits alone are this share of the allowed rate, the soft score is not computed: the
+p-value that is reported can only be larger for it."""
 
 
 class Reason(enum.StrEnum):
@@ -42,10 +55,13 @@ class Verdict:
     Attributes:
       user: who made it, or None for "not attributed".
       reason: why.
-      matching_bits: bits in which the nearest registered key agrees.
+      matching_bits: decoded bits in which the nearest registered key agrees.
       key_length: bits of a key.
-      p_value: chance that a keyless image agrees as well with any registered key (family-wise).
-      noise_ratio: residual in units of 8-bit rounding noise; about 1 for the generator's own files.
+      p_value: bound on the chance that an image made without them fits any registered key so well
+        (family-wise, over keys and statistics).
+      noise_ratio: residual in units of the observation's noise; about 1 where the generator
+        explains the file down to it.
+      explained: whether it does.
       nearest_user: holder of the nearest key, attributed or not; None if nobody is registered.
     """
 
@@ -55,6 +71,7 @@ class Verdict:
     key_length: int
     p_value: float
     noise_ratio: float
+    explained: bool
     nearest_user: str | None = None
 
 
@@ -65,18 +82,26 @@ class Attribution:
     Attributes:
       keys: (B, L) uint8 decoded bits.
       soft_bits: (B, L) float32; 0.5 is undecided.
+      information: (B, L, L) float32, Fisher information about the symbols; None where the solver
+        computes none.
       residual: (B,) root-mean-square difference that is left, images in [-1, 1].
       status: (B,) int32 of `fpjax.Status`.
       solution: the whole `Solution`.
       verdicts: one `Verdict` an image, or None where no registry was given.
+      observation, solver: names of what the images were read with.
+      calibration_sha256: hash of the scheme's calibration, None without one.
     """
 
     keys: np.ndarray
     soft_bits: np.ndarray
+    information: np.ndarray | None
     residual: np.ndarray
     status: np.ndarray
     solution: Solution
     verdicts: list[Verdict] | None
+    observation: str
+    solver: str
+    calibration_sha256: str | None
 
 
 def decide(
@@ -84,8 +109,8 @@ def decide(
     users: Sequence[str],
     keys: np.ndarray,
     *,
-    null: NullModel,
-    max_noise_ratio: float,
+    levels: Levels = "antipodal",
+    max_noise_ratio: float = 1.5,
     false_positive_rate: float = DEFAULT_FALSE_POSITIVE_RATE,
 ) -> list[Verdict]:
     """Turns inverted images into verdicts.
@@ -94,49 +119,72 @@ def decide(
       solution: of B images.
       users: N names.
       keys: (N, L) registered bits.
-      null: how bits fall on images that carry no key of ours.
-      max_noise_ratio: residual up to which the generator explains an image, in units of 8-bit
-        rounding noise.
-      false_positive_rate: family-wise, for one image and all N keys.
+      levels: what symbols the solution's information is about.
+      max_noise_ratio: residual up to which the generator explains an image.
+      false_positive_rate: family-wise, for one image, all N keys and both statistics.
 
     Raises:
-      ValueError: if the rate is not between 0 and 1, or the keys are not (N, L) bits.
+      InputError: if the rate is not between 0 and 1, or the keys are not (N, L) bits.
     """
     _check_rate(false_positive_rate)
     length = solution.keys.shape[1]
-    keys = check_keys(np.reshape(keys, (len(users), -1)) if len(users) else keys, length)
+    keys = np.asarray(keys, np.uint8)
+    if keys.shape != (len(users), length) and len(users):
+        raise InputError(f"keys have shape {keys.shape}: expected ({len(users)}, {length}) bits")
+    words = pack_words(keys) if len(users) else None
     verdicts = []
     for i, bits in enumerate(solution.keys):
-        ratio = float(solution.residual[i]) / ROUNDING_STD
-        if len(users) == 0:
-            reason = Reason.NOBODY_REGISTERED
-            if not ratio <= max_noise_ratio:
-                reason = Reason.NOT_EXPLAINED
-            verdicts.append(Verdict(None, reason, 0, length, 1.0, ratio))
+        ratio = float(solution.noise_ratio[i])
+        finite = solution.status[i] != Status.NOT_FINITE
+        explained = finite and ratio <= max_noise_ratio
+        unexplained = Reason.NOT_EXPLAINED if finite else Reason.NOT_FINITE
+        if words is None or not finite:
+            reason = Reason.NOBODY_REGISTERED if explained else unexplained
+            verdicts.append(Verdict(None, reason, 0, length, 1.0, ratio, explained))
             continue
-        matches = nearest(keys, bits)
-        ties = np.flatnonzero(matches == matches.max())
-        tails = match_tail(null, keys[ties], matches[ties])
-        best = ties[tails.argmin()]
-        p_value = float(family_wise(tails.min(), len(users)))
-        if solution.status[i] == Status.NOT_FINITE:
-            reason = Reason.NOT_FINITE
-        elif not ratio <= max_noise_ratio:
-            reason = Reason.NOT_EXPLAINED
-        elif p_value > false_positive_rate:
-            reason = Reason.NO_KEY_CLOSE_ENOUGH
-        else:
-            reason = Reason.ATTRIBUTED
-        user = users[best] if reason is Reason.ATTRIBUTED else None
+        differing = hamming_distances(words, pack_words(bits))
+        best = int(differing.argmin())
+        p_value = _family_wise(matching_tail(length, length - differing[best]), len(users))
+        if p_value > _DECISIVE * false_positive_rate and solution.information is not None:
+            best, p_value = _soft(solution, i, keys, levels, best, p_value)
+        named = p_value <= false_positive_rate
+        reason = Reason.NO_KEY_CLOSE_ENOUGH if explained else unexplained
         verdicts.append(
-            Verdict(user, reason, int(matches[best]), length, p_value, ratio, users[best])
+            Verdict(
+                users[best] if named else None,
+                Reason.ATTRIBUTED if named else reason,
+                int(length - differing[best]),
+                length,
+                p_value,
+                ratio,
+                explained,
+                users[best],
+            )
         )
     return verdicts
 
 
+def _family_wise(p: float, num_keys: int) -> float:
+    """Over all keys, and over the two statistics that are looked at."""
+    return combine_tests(family_wise(p, num_keys), 1.0)
+
+
+def _soft(
+    solution: Solution, image: int, keys: np.ndarray, levels: Levels, best: int, p_value: float
+) -> tuple[int, float]:
+    """The better of the best key by matching bits and the best by soft score, with its p-value."""
+    information, linear = solution.information[image], solution.linear[image]
+    if not (np.isfinite(information).all() and np.isfinite(linear).all()):
+        return best, p_value
+    tails = SoftTails(information, linear, levels=levels)
+    likeliest = int(tails.energies(keys)[0].argmin())
+    p_soft = _family_wise(float(tails.p_values(keys[likeliest : likeliest + 1])[0, 0]), len(keys))
+    return (likeliest, p_soft) if p_soft < p_value else (best, p_value)
+
+
 def _check_rate(rate: float) -> None:
     if not 0 < rate < 1:
-        raise ValueError(f"false_positive_rate {rate}: expected between 0 and 1")
+        raise InputError(f"false_positive_rate {rate}: expected between 0 and 1")
 
 
 def attribute(
@@ -145,78 +193,78 @@ def attribute(
     registry: Registry | None = None,
     *,
     false_positive_rate: float = DEFAULT_FALSE_POSITIVE_RATE,
-    max_noise_ratio: float | None = None,
+    observation: Observation | None = None,
     problem: Problem | None = None,
-    solver=None,
+    solver: Solver | None = None,
+    memory: int = DEFAULT_MEMORY,
+    mesh=None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Attribution:
     """Reads the keys out of images and, given a registry, names their holders.
 
     Args:
       scheme: a calibrated scheme, as bundled or from `calibrate`.
-      images: (B, R, R, 3), uint8 or float in [-1, 1].
+      images: (B, H, W, C), uint8 or float in [-1, 1].
       registry: who holds which key; without it there are no verdicts.
-      false_positive_rate: chance that a keyless image is attributed to anybody at all.
-      max_noise_ratio: residual up to which the generator explains an image, in units of 8-bit
-        rounding noise; by default the calibrated one.
-      problem, solver: for `invert`; by default pixel loss and Gauss-Newton, which are what the
-        null was measured with. With others the stated false-positive rate is not calibrated.
+      false_positive_rate: chance that an image made without the registered keys is attributed to
+        anybody at all. It is exact for keys that are uniformly random and secret, whatever the
+        image, the observation and the solver.
+      observation: how the generator's output became the files; by default `Rounded8Bit()`.
+      problem: for `invert`, instead of one made of scheme and observation.
+      solver: by default `LevenbergMarquardt()`.
+      memory, mesh: see `invert`.
       progress: called with (images finished, images in all).
 
     Returns:
       The `Attribution`.
 
     Raises:
-      ValueError: if the images do not fit the generator or the scheme is not calibrated.
+      InputError: if the images do not fit the generator or the scheme is not calibrated.
       RegistryError: if the registry belongs to another scheme.
     """
+    from fpjax.inversion.solvers.levenberg_marquardt import LevenbergMarquardt
+
     _check_rate(false_positive_rate)
-    if problem is not None and problem.scheme.id != scheme.id:
-        raise ValueError("the problem is of another scheme")
-    if registry is not None:
-        null, calibrated_ratio = calibration_of(scheme)
-        if registry.scheme_id != scheme.id:
-            raise RegistryError(
-                f"{registry.path} belongs to scheme {registry.scheme_id}, the images are read with "
-                f"{scheme.id}"
-            )
-    solution = invert(problem or Problem(scheme), images, solver, progress=progress)
+    solver = LevenbergMarquardt() if solver is None else solver
+    if problem is not None:
+        if problem.scheme.id != scheme.id:
+            raise InputError("the problem is of another scheme")
+        if observation is not None:
+            raise InputError("give a problem or an observation, not both")
+    elif observation is not None:
+        problem = Problem(scheme, observation)
+    else:
+        problem = Problem(scheme)
+    if registry is not None and registry.scheme_id != scheme.id:
+        raise RegistryError(
+            f"{registry.path} belongs to scheme {registry.scheme_id}, the images are read with "
+            f"{scheme.id}"
+        )
+    solution = invert(problem, images, solver, memory=memory, mesh=mesh, progress=progress)
+    calibration = scheme.calibration
     verdicts = None
     if registry is not None:
         users, keys = registry.keys()
+        limit = 1.5
+        if calibration is not None and calibration.observation == problem.observation.name:
+            limit = calibration.max_noise_ratio
         verdicts = decide(
             solution,
             users,
             keys,
-            null=null,
-            max_noise_ratio=calibrated_ratio if max_noise_ratio is None else max_noise_ratio,
+            levels=scheme.levels,
+            max_noise_ratio=limit,
             false_positive_rate=false_positive_rate,
         )
     return Attribution(
         solution.keys,
         solution.soft_bits,
+        solution.information,
         solution.residual,
         solution.status,
         solution,
         verdicts,
+        problem.observation.name,
+        solver.name,
+        None if calibration is None else calibration.sha256,
     )
-
-
-def calibration_of(scheme: Scheme) -> tuple[NullModel, float]:
-    """The null model and the residual threshold that are stored with a scheme.
-
-    Raises:
-      ValueError: if the scheme was never calibrated.
-    """
-    try:
-        notes = scheme.notes["calibration"]
-        arrays = {
-            name.removeprefix("null/"): array
-            for name, array in scheme.extras.items()
-            if name.startswith("null/")
-        }
-        return NullModel.from_arrays(arrays, notes["null_groups"]), notes["max_noise_ratio"]
-    except KeyError as error:
-        raise ValueError(
-            "the scheme is not calibrated: call fpjax.calibrate(scheme, key) once and save it"
-        ) from error

@@ -1,45 +1,71 @@
-"""Principal directions of a generator's latents, in which keys are written.
+"""Directions of a generator's latents in which keys are written, and the coordinates along them.
 
 A basis is fitted once, saved with the scheme and never refitted: a key read in another basis is
-noise.
+noise. `fit_basis` offers two: principal components, as published, and the generalised eigenvectors
+of the latents' covariance in the image metric (`image_metric.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
+from typing import Literal
 
 import jax
 import numpy as np
 
-from fpjax.models.generator import Generator
+from fpjax.errors import InputError
+from fpjax.models.generator import Generator, static
+
+Metric = Literal["image", "latent"]
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Basis:
-    """PCA of latents.
+    """Mean, directions, their dual, and how far natural latents spread along them.
+
+    A latent is `mean + coordinates @ directions`; its coordinates are `dual @ (latent - mean)`.
 
     Attributes:
       mean: (D,) float32.
-      components: (K, D) float32 orthonormal rows, by descending variance; each row's entry of
-        largest magnitude is positive, so that the basis does not depend on the linear algebra
-        library.
-      std: (K,) float32 standard deviations of the latents along the components.
+      directions: (K, D) float32 rows, by descending natural standard deviation; each row's entry of
+        largest magnitude is positive, so that a basis does not depend on the linear algebra
+        library. Orthonormal in the latent metric, of unit image effect in the image metric.
+      dual: (K, D) float32; `dual @ directions.T` is the identity. Equal to `directions` where they
+        are orthonormal.
+      std: (K,) float32 natural standard deviations of the coordinates. In the image metric a
+        coordinate of 1 changes the image by 1 (root of the summed squares, images in [-1, 1]), so
+        that these are standard deviations in image units.
       num_samples: latents it was fitted on.
+      metric: "latent" or "image".
     """
 
     mean: np.ndarray
-    components: np.ndarray
+    directions: np.ndarray
+    dual: np.ndarray
     std: np.ndarray
-    num_samples: int
+    num_samples: int = static()
+    metric: Metric = static(default="latent")
 
     @property
     def dimension(self) -> int:
         """Length D of a flattened latent."""
-        return self.components.shape[1]
+        return self.directions.shape[1]
 
     def __len__(self) -> int:
-        return self.components.shape[0]
+        return self.directions.shape[0]
+
+    def select(self, rows) -> Basis:
+        """The basis of some of the directions; latents keep the mean along the others.
+
+        >>> basis = pca(np.array([[0.0, 0.0], [2.0, 0.0], [4.0, 0.1]]))
+        >>> len(basis.select([1]))
+        1
+        """
+        rows = np.asarray(rows)
+        return dataclasses.replace(
+            self, directions=self.directions[rows], dual=self.dual[rows], std=self.std[rows]
+        )
 
 
 def pca(latents: np.ndarray) -> Basis:
@@ -52,62 +78,103 @@ def pca(latents: np.ndarray) -> Basis:
       The basis of min(N - 1, D) components. Standard deviations use N - 1.
 
     Raises:
-      ValueError: for fewer than two latents, or values that are not finite.
+      InputError: for fewer than two latents, or values that are not finite.
 
     >>> basis = pca(np.array([[0.0, 0.0], [2.0, 0.0], [4.0, 0.1]]))
-    >>> basis.components.shape, bool(basis.components[0, 0] > 0.9)
+    >>> basis.directions.shape, bool(basis.directions[0, 0] > 0.9)
     ((2, 2), True)
     """
-    latents = np.asarray(latents)
-    if latents.ndim != 2 or latents.shape[0] < 2:
-        raise ValueError(f"latents have shape {latents.shape}: expected (at least 2, D)")
-    if not np.isfinite(latents).all():
-        raise ValueError("latents contain values that are not finite")
-    num, dimension = latents.shape
-    mean = latents.mean(axis=0, dtype=np.float64)
-    centred = latents.astype(np.float64) - mean
+    centred, mean = centre(latents)
+    num, dimension = centred.shape
     if num > dimension:
         variances, vectors = np.linalg.eigh(centred.T @ centred / (num - 1))
         order = np.argsort(variances)[::-1]
-        variances, components = variances[order], vectors[:, order].T
+        variances, directions = variances[order], vectors[:, order].T
     else:
-        _, singular, components = np.linalg.svd(centred, full_matrices=False)
-        variances, components = singular[: num - 1] ** 2 / (num - 1), components[: num - 1]
-    rows = np.arange(len(components))
-    signs = np.sign(components[rows, np.abs(components).argmax(axis=1)])
+        _, singular, directions = np.linalg.svd(centred, full_matrices=False)
+        variances, directions = singular[: num - 1] ** 2 / (num - 1), directions[: num - 1]
+    directions = (directions * row_signs(directions)[:, None]).astype(np.float32)
     return Basis(
         mean=mean.astype(np.float32),
-        components=(components * signs[:, None]).astype(np.float32),
+        directions=directions,
+        dual=directions,
         std=np.sqrt(np.maximum(variances, 0)).astype(np.float32),
         num_samples=num,
     )
 
 
-@functools.lru_cache(maxsize=8)
-def _sampler(generator: Generator, batch: int):
-    return jax.jit(lambda params, key: generator.sample_latents(params, key, batch))
+def centre(latents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Checked latents (N, D) less their mean, in float64, and the mean (D,).
+
+    Raises:
+      InputError: for fewer than two latents, or values that are not finite.
+    """
+    latents = np.asarray(latents)
+    if latents.ndim != 2 or latents.shape[0] < 2:
+        raise InputError(f"latents have shape {latents.shape}: expected (at least 2, D)")
+    if not np.isfinite(latents).all():
+        raise InputError("latents contain values that are not finite")
+    mean = latents.mean(axis=0, dtype=np.float64)
+    return latents.astype(np.float64) - mean, mean
+
+
+def row_signs(directions: np.ndarray) -> np.ndarray:
+    """Signs (K,) that make each row's entry of largest magnitude positive."""
+    rows = np.arange(len(directions))
+    return np.sign(directions[rows, np.abs(directions).argmax(axis=1)])
 
 
 def sample_latents(generator: Generator, key: jax.Array, num: int, batch: int = 1000) -> np.ndarray:
-    """Draws (num, D) natural latents, flattened, a batch at a time through one program."""
+    """Draws (num, D) natural latents, flattened, a batch at a time through one program.
+
+    Raises:
+      InputError: if num is not positive, or the generator draws no latents.
+    """
     if num < 1:
-        raise ValueError(f"num {num}: draw at least one latent")
+        raise InputError(f"num {num}: draw at least one latent")
     batch = min(batch, num)
-    draw = _sampler(generator, batch)
-    count = -(-num // batch)
-    parts = [np.asarray(draw(generator.params, k)) for k in jax.random.split(key, count)]
+    keys = jax.random.split(key, -(-num // batch))
+    parts = [jax.device_get(generator.natural_latents(k, batch)) for k in keys]
     return np.concatenate(parts)[:num].reshape(num, -1)
 
 
-def fit_basis(generator: Generator, key: jax.Array, num_samples: int = 10_000) -> Basis:
+def fit_basis(
+    generator: Generator,
+    key: jax.Array,
+    num_samples: int = 10_000,
+    *,
+    metric: Metric = "image",
+    num_jacobians: int = 64,
+    memory: int | None = None,
+    progress=None,
+) -> Basis:
     """Fits the basis of a generator's natural latents.
 
     Args:
       generator: where the latents come from.
       key: PRNG key of the draws.
-      num_samples: how many; the published protocol takes 10,000.
+      num_samples: latents for mean and covariance; the published protocol takes 10,000.
+      metric: "latent" is PCA, as published. "image" orders directions by how much natural images
+        vary along them for the change they cost; see `image_metric.image_basis`.
+      num_jacobians: latents that the image metric is averaged over.
+      memory: bytes that the tangents of a Jacobian may take; by default 4 GiB.
+      progress: called with (Jacobians done, in all).
 
     Returns:
       The `Basis`.
+
+    Raises:
+      InputError: for another metric, or a generator that draws no latents.
     """
-    return pca(sample_latents(generator, key, num_samples))
+    if metric not in ("image", "latent"):
+        raise InputError(f"metric {metric!r}: choose 'image' or 'latent'")
+    key_latents, key_metric = jax.random.split(key)
+    if metric == "latent":
+        return pca(sample_latents(generator, key, num_samples))
+    from fpjax.fingerprint.image_metric import image_basis, image_metric
+
+    latents = sample_latents(generator, key_latents, num_samples)
+    at = sample_latents(generator, key_metric, num_jacobians)
+    options = {} if memory is None else {"memory": memory}
+    gram = image_metric(generator, at, progress=progress, **options)
+    return image_basis(latents, gram)

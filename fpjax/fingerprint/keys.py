@@ -1,4 +1,4 @@
-"""Keys: where their bits come from, how they are written down, and which levels they take."""
+"""Keys: where their bits come from, how they are packed and written down, and their levels."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Literal
 
 import jax
 import numpy as np
+
+from fpjax.errors import InputError
 
 Levels = Literal["binary", "antipodal"]
 
@@ -27,7 +29,9 @@ def sample_keys(key: jax.Array, num: int, length: int) -> np.ndarray:
     >>> sample_keys(jax.random.key(0), 3, 64).shape
     (3, 64)
     """
-    return np.asarray(jax.random.bernoulli(key, shape=(num, length)), np.uint8)
+    # In single precision whatever the program's default, so that a seed always gives these keys.
+    uniform = jax.random.uniform(key, (num, length), "float32")
+    return (np.asarray(jax.device_get(uniform)) < 0.5).astype(np.uint8)
 
 
 def secret_keys(num: int, length: int) -> np.ndarray:
@@ -44,28 +48,82 @@ def secret_keys(num: int, length: int) -> np.ndarray:
     return bits[: num * length].reshape(num, length)
 
 
-def check_keys(keys: np.ndarray, length: int) -> np.ndarray:
-    """Returns keys as (N, length) uint8, or says what is wrong with them.
+def as_bits(value, what: str) -> np.ndarray:
+    """A value as uint8 bits, or a complaint that it holds something else.
+
+    Raises:
+      InputError: naming `what` holds other values than 0 and 1.
+
+    >>> as_bits([True, False], "bits")
+    array([1, 0], dtype=uint8)
+    """
+    value = np.asarray(value)
+    if value.dtype.kind not in "biuf":
+        raise InputError(f"{what} have dtype {value.dtype}: expected bits 0 and 1")
+    # Registries hold millions of bits: the common dtype is checked in one pass.
+    fine = value.max(initial=0) <= 1 if value.dtype == np.uint8 else np.isin(value, (0, 1)).all()
+    if not fine:
+        raise InputError(f"{what} hold other values than the bits 0 and 1")
+    return value.astype(np.uint8, copy=False)
+
+
+def check_keys(keys, length: int) -> np.ndarray:
+    """Keys as (N, length) uint8, or what is wrong with them.
+
+    Raises:
+      InputError: if they are not bits of this length.
 
     >>> check_keys([0, 1, 1], 3)
     array([[0, 1, 1]], dtype=uint8)
     """
     keys = np.atleast_2d(np.asarray(keys))
     if keys.ndim != 2 or keys.shape[1] != length:
-        raise ValueError(f"keys have shape {keys.shape}: expected (N, {length}) bits")
-    if not np.isin(keys, (0, 1)).all():
-        raise ValueError("keys hold other values than the bits 0 and 1")
-    return keys.astype(np.uint8)
+        raise InputError(f"keys have shape {keys.shape}: expected (N, {length}) bits")
+    return as_bits(keys, "keys")
 
 
-def to_levels(bits, levels: Levels):
+def to_symbols(bits, levels: Levels) -> np.ndarray:
     """Bits {0, 1} to the values a latent is shifted by: themselves, or {-1, +1}.
 
-    >>> to_levels(np.array([0, 1]), "antipodal")
+    >>> to_symbols(np.array([0, 1]), "antipodal")
     array([-1.,  1.], dtype=float32)
     """
+    centre, half = level_range(levels)
     bits = np.asarray(bits, np.float32)
-    return bits if levels == "binary" else 2 * bits - 1
+    return np.asarray(centre + half * (2 * bits - 1), np.float32)
+
+
+def level_range(levels: Levels) -> tuple[float, float]:
+    """Middle of the two levels, and the distance from it to either.
+
+    >>> level_range("binary"), level_range("antipodal")
+    ((0.5, 0.5), (0.0, 1.0))
+    """
+    return (0.5, 0.5) if levels == "binary" else (0.0, 1.0)
+
+
+def pack_words(bits: np.ndarray) -> np.ndarray:
+    """Packs bits (..., L) into 64-bit words (..., ceil(L / 64)), zeros appended.
+
+    The order of bits within a word depends on the machine: for comparisons, not for files.
+
+    >>> pack_words(np.ones((3, 70), np.uint8)).shape
+    (3, 2)
+    """
+    packed = np.packbits(np.asarray(bits, np.uint8), axis=-1)
+    padding = -packed.shape[-1] % 8
+    widths = [(0, 0)] * (packed.ndim - 1) + [(0, padding)]
+    return np.ascontiguousarray(np.pad(packed, widths)).view(np.uint64)
+
+
+def hamming_distances(words: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """Number of bits in which packed keys (N, W) differ from a packed query (W,): (N,) int64.
+
+    >>> words = pack_words(np.array([[0, 1, 1], [1, 1, 1]]))
+    >>> hamming_distances(words, words[0]).tolist()
+    [0, 1]
+    """
+    return np.bitwise_count(words ^ query[None]).sum(-1, dtype=np.int64)
 
 
 def to_hex(key: np.ndarray) -> str:
@@ -81,7 +139,7 @@ def from_hex(text: str, length: int) -> np.ndarray:
     """The inverse of `to_hex`.
 
     Raises:
-      ValueError: if the text is not hexadecimal or not of this length.
+      InputError: if the text is not hexadecimal or not of this length.
 
     >>> from_hex("af", 8)
     array([1, 0, 1, 0, 1, 1, 1, 1], dtype=uint8)
@@ -90,10 +148,10 @@ def from_hex(text: str, length: int) -> np.ndarray:
     try:
         raw = bytes.fromhex(text)
     except ValueError:
-        raise ValueError(f"key {text!r} is not hexadecimal") from None
+        raise InputError(f"key {text!r} is not hexadecimal") from None
     if len(text) != digits:
-        raise ValueError(f"key {text!r} has {len(text)} digits: {length} bits take {digits}")
+        raise InputError(f"key {text!r} has {len(text)} digits: {length} bits take {digits}")
     bits = np.unpackbits(np.frombuffer(raw, np.uint8))
     if bits[length:].any():
-        raise ValueError(f"key {text!r} has bits set beyond the first {length}")
+        raise InputError(f"key {text!r} has bits set beyond the first {length}")
     return bits[:length]

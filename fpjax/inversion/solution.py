@@ -1,4 +1,4 @@
-"""What every solver returns."""
+"""What every solver returns: estimates, evidence, and how the inversion of each image ended."""
 
 from __future__ import annotations
 
@@ -19,6 +19,14 @@ class Status(enum.IntEnum):
     """The step limit came first."""
     NOT_FINITE = 3
     """The image or the generator gave values that are not finite."""
+    SUPERSEDED = 4
+    """Another start of the same image was solved first; this one stopped."""
+    UNEXPLAINED = 5
+    """So far from the noise after its first steps that nothing here explains the image."""
+
+
+RUNNING = -1
+"""Status of a lane that is not finished."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,12 +38,15 @@ class Solution:
       soft_bits: (B, L) float32, the relaxed bits before the decision; 0.5 is undecided.
       alpha: (B, K - L) float32.
       residual: (B,) float32, root-mean-square difference on [-1, 1] over unsaturated pixels.
-      noise_ratio: (B,) float32, `residual` in units of the expected noise.
-      loss: (B,) float32, final value of what the solver minimised.
+      noise_ratio: (B,) float32, residual in units of the observation's own noise; about 1 where
+        nothing but noise is left.
+      loss: (B,) float32, final value of what was minimised: nats, up to a constant.
       steps: (B,) int32, steps taken by the start that won.
       status: (B,) int32 of `Status`.
-      information: (B, L, L) float32 Fisher information about the levels once alpha is profiled
-        out, or None where the solver does not compute it.
+      information: (B, L, L) float32 Fisher information S about the symbols once alpha is profiled
+        out, without any prior on the symbols; None where the solver does not compute it.
+      linear: (B, L) float32, h: the negative log-likelihood of symbols k, alpha profiled out, is
+        k^T S k / 2 - h^T k up to a constant, so that S k_hat = h for the best k_hat.
     """
 
     keys: np.ndarray
@@ -47,6 +58,42 @@ class Solution:
     steps: np.ndarray
     status: np.ndarray
     information: np.ndarray | None = None
+    linear: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def score(self, symbols: np.ndarray) -> np.ndarray:
+        """D = (k - k_hat)^T S (k - k_hat) of one candidate an image, (B,) float64.
+
+        For the true symbols it has mean L. Directions of the key that an image says nothing about
+        add nothing.
+
+        Args:
+          symbols: (B, L) in the scheme's levels.
+        """
+        if self.information is None or self.linear is None:
+            raise ValueError("this solver computes no information about the key")
+        information = np.asarray(self.information, np.float64)
+        values, vectors = np.linalg.eigh((information + information.swapaxes(1, 2)) / 2)
+        floor = 1e-6 * np.maximum(values[:, -1:], 1e-30)
+        known = values > floor
+        rotated = np.einsum("bij,bi->bj", vectors, np.asarray(self.linear, np.float64))
+        coordinates = np.einsum("bij,bi->bj", vectors, np.asarray(symbols, np.float64))
+        best = np.where(known, rotated / np.where(known, values, 1), 0)
+        return np.sum(np.where(known, values * (coordinates - best) ** 2, 0), axis=1)
+
+    @classmethod
+    def concatenate(cls, parts: list[Solution]) -> Solution:
+        """One solution of several, in order."""
+
+        def join(name):
+            values = [getattr(part, name) for part in parts]
+            return None if any(v is None for v in values) else np.concatenate(values)
+
+        return cls(**{field.name: join(field.name) for field in dataclasses.fields(cls)})
+
+    def take(self, rows) -> Solution:
+        """The solution of some of the images."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return Solution(**{k: None if v is None else v[rows] for k, v in values.items()})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -10,75 +9,80 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
+from fpjax.errors import InputError
 from fpjax.fingerprint.basis import sample_latents
-from fpjax.fingerprint.keys import sample_keys
-from fpjax.fingerprint.scheme import Scheme, decode_images
+from fpjax.fingerprint.calibration import LinearStart
+from fpjax.fingerprint.embed import decode_images, embed, project
+from fpjax.fingerprint.keys import level_range, sample_keys, to_symbols
+from fpjax.fingerprint.scheme import Scheme
+from fpjax.inversion.observation import Observation, Rounded8Bit
 from fpjax.inversion.problem import Problem
 
 Array = jax.Array
 
 NUM_FITTED_IMAGES = 12_000
-LOW_PASS_RESOLUTION = 32
+LOW_PASS_SIDE = 32
 
 
 def latin_hypercube_starts(problem: Problem, num_starts: int, seed: int = 0) -> np.ndarray:
     """The published starts: alpha from a centred Latin hypercube in [-s, s], kappa from 0.
 
     Returns:
-      (num_starts, num_unknowns) float32; levels start in the middle.
+      (num_starts, K) float32; symbols start in the middle.
 
     Source: Nie et al. 2023, Section 4; `scipy.stats.qmc.LatinHypercube` without scrambling.
     """
     from scipy.stats import qmc
 
-    sampler = qmc.LatinHypercube(d=problem.num_alpha, scramble=False, seed=seed)
-    alpha = (2 * sampler.random(num_starts) - 1) * problem.alpha_std
-    centre, _ = problem.level_centre_and_half_width
-    middle = 0.0 if problem.key == "sigmoid" else centre
-    levels = np.full((num_starts, problem.scheme.key_length), middle)
-    return np.concatenate([alpha, levels], axis=1).astype(np.float32)
+    scheme = problem.scheme
+    sampler = qmc.LatinHypercube(d=scheme.num_alpha, scramble=False, rng=seed)
+    alpha = (2 * sampler.random(num_starts) - 1) * scheme.alpha_std[None]
+    centre, _ = level_range(scheme.levels)
+    middle = 0.0 if problem.symbols == "sigmoid" else centre
+    symbols = np.full((num_starts, scheme.key_length), middle)
+    return np.concatenate([alpha, symbols], axis=1).astype(np.float32)
 
 
 def low_pass(images: Array) -> Array:
-    """Box-filters (B, R, R, 3) images to at most 32 px and flattens them: (B, F)."""
-    batch, side = images.shape[:2]
-    if side > LOW_PASS_RESOLUTION:
-        factor = side // LOW_PASS_RESOLUTION
-        shape = (batch, LOW_PASS_RESOLUTION, factor, LOW_PASS_RESOLUTION, factor, 3)
+    """Images (B, H, W, C) reduced to at most 32 a side and flattened, (B, F).
+
+    Sides that are multiples of 32 are averaged over boxes, others resampled with an antialiased
+    triangle filter.
+
+    >>> low_pass(jnp.ones((2, 100, 48, 1))).shape
+    (2, 1024)
+    """
+    batch, height, width, channels = images.shape
+    rows, columns = min(height, LOW_PASS_SIDE), min(width, LOW_PASS_SIDE)
+    if height % rows or width % columns:
+        shape = (batch, rows, columns, channels)
+        images = jax.image.resize(images, shape, "linear", antialias=True)
+    elif (height, width) != (rows, columns):
+        shape = (batch, rows, height // rows, columns, width // columns, channels)
         images = images.reshape(shape).mean(axis=(2, 4))
     return images.reshape(batch, -1)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class LinearStart:
-    """Ridge regression from low-pass pixels to the unknowns.
+@jax.jit
+def _read(images: Array, weight: Array, bias: Array) -> Array:
+    return low_pass(images) @ weight.astype(jnp.float32) + bias[None]
 
-    Attributes:
-      weight: (F, num_unknowns).
-      bias: (num_unknowns,).
+
+def linear_starts(problem: Problem, images: np.ndarray) -> np.ndarray:
+    """The calibrated linear start of each image, (B, K) float32.
+
+    Raises:
+      InputError: if the scheme was never calibrated.
     """
-
-    weight: np.ndarray
-    bias: np.ndarray
-
-    def __call__(self, images: Array) -> Array:
-        """Unknowns (B, num_unknowns), relaxed levels, of images (B, R, R, 3) in [-1, 1]."""
-        return low_pass(images) @ jnp.asarray(self.weight, jnp.float32) + self.bias
-
-    def to_extras(self) -> dict[str, np.ndarray]:
-        """Arrays for a scheme's `extras`; half precision is ample for a start."""
-        return {
-            "linear_start/weight": self.weight.astype(np.float16),
-            "linear_start/bias": self.bias.astype(np.float32),
-        }
-
-    @classmethod
-    def of(cls, scheme: Scheme) -> LinearStart | None:
-        """The start stored with a scheme, or None."""
-        if "linear_start/weight" not in scheme.extras:
-            return None
-        weight = np.asarray(scheme.extras["linear_start/weight"], np.float32)
-        return cls(weight, scheme.extras["linear_start/bias"])
+    calibration = problem.scheme.calibration
+    if calibration is None:
+        raise InputError(
+            "the scheme has no start for inversions: make one with fpjax.calibrate(scheme, key), "
+            "or pass starts"
+        )
+    start = calibration.start
+    operands = jax.device_put((images, start.weight, start.bias))
+    return np.asarray(jax.device_get(_read(*operands)))
 
 
 def fit_linear_start(
@@ -86,43 +90,49 @@ def fit_linear_start(
     key: Array,
     num_images: int = NUM_FITTED_IMAGES,
     *,
+    observation: Observation | None = None,
     batch: int = 250,
     progress: Callable[[int, int], None] | None = None,
 ) -> LinearStart:
     """Fits the linear start in closed form on images of the scheme with random keys.
 
-    The ridge is chosen on held-out images (one batch in ten), by the error of the levels and of
+    The ridge is chosen on held-out images (one batch in ten), by the error of the symbols and of
     alpha in units of their spread.
 
     Args:
       scheme: generator and directions.
       key: PRNG key of latents and keys.
       num_images: how many images to generate; memory stays that of one batch.
+      observation: how the images become files; by default `Rounded8Bit`.
       batch: images generated at a time.
       progress: called with (images done, images in all).
     """
+    observation = Rounded8Bit() if observation is None else observation
     key_latents, key_keys = jax.random.split(key)
     batch = min(batch, num_images)
     count = max(2, num_images // batch)
     latents = sample_latents(scheme.generator, key_latents, count * batch)
+    latents = latents.reshape(-1, *scheme.generator.latent_shape)
     keys = sample_keys(key_keys, count * batch, scheme.key_length)
-    problem = Problem(scheme)
-    _, spread = problem.prior_mean_and_std
-    spread = spread / np.concatenate(
-        [np.full(problem.num_alpha, problem.prior_scale), np.ones(scheme.key_length)]
-    )
+    _, half = level_range(scheme.levels)
+    spread = np.concatenate(
+        [np.maximum(scheme.alpha_std, 1e-6 * scheme.alpha_std.max(initial=1e-30)),
+         np.full(scheme.key_length, half, np.float32)]
+    )  # fmt: skip
+    simulate, reduce = jax.jit(type(observation).simulate), jax.jit(low_pass)
     gram = cross = None
     held = []
     for i in range(count):
         part = slice(i * batch, (i + 1) * batch)
-        alpha = scheme.project(latents[part])
-        images = decode_images(scheme, scheme.embed(alpha, keys[part]), batch)
-        images = jnp.round(images * 127.5 + 127.5) / 127.5 - 1
-        features = np.asarray(low_pass(images), np.float64)
+        alpha = project(scheme, latents[part])
+        images = decode_images(scheme.generator, embed(scheme, alpha, keys[part]), batch)
+        key_noise = jax.random.fold_in(key_keys, i)
+        files = simulate(observation, key_noise, jax.device_put(images))
+        files = np.asarray(jax.device_get(files), np.float32) / np.float32(127.5) - 1
+        features = np.asarray(jax.device_get(reduce(jax.device_put(files))), np.float64)
         features = np.concatenate([features, np.ones((batch, 1))], axis=1)
-        centre, half = problem.level_centre_and_half_width
-        levels = centre + half * (2 * keys[part].astype(np.float64) - 1)
-        targets = np.concatenate([np.asarray(alpha, np.float64), levels], axis=1) / spread
+        symbols = to_symbols(keys[part], scheme.levels).astype(np.float64)
+        targets = np.concatenate([alpha.astype(np.float64), symbols], axis=1) / spread[None]
         if i % 10 == 9 or i == count - 1:
             held.append((features, targets))
         else:
@@ -139,5 +149,5 @@ def fit_linear_start(
         error = np.mean((features @ weight - targets) ** 2)
         if best is None or error < best[0]:
             best = (error, weight)
-    weight = (best[1] * spread).astype(np.float32)
-    return LinearStart(weight[:-1], weight[-1])
+    weight = best[1] * spread[None]
+    return LinearStart(weight[:-1].astype(np.float16), weight[-1].astype(np.float32))

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fpjax.models import _layers as nn
+from fpjax.models import layers as nn
 from fpjax.models import unet
-from fpjax.models._layers import Array, Params
+from fpjax.models.parameters import Array, Params
 from fpjax.models.unet import UNetConfig
 
 BetaSchedule = Literal["sqrt_linear", "linear", "cosine"]
@@ -83,7 +83,11 @@ class DiffusionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Denoiser:
-    """`unet.denoise` of one architecture: hashable, so compiled samplers keep no weights alive."""
+    """`unet.denoise` of one architecture: hashable, so compiled samplers keep no weights alive.
+
+    >>> Denoiser(UNetConfig()) == Denoiser(UNetConfig())
+    True
+    """
 
     config: UNetConfig
 
@@ -96,11 +100,11 @@ class Denoiser:
 class DiffusionPrior:
     """Draws latents: a trained denoiser with its schedule.
 
-    `params` is the plain tree of `unet.init_params` or of a converted checkpoint; `denoise` takes
+    `params` is the plain tree of `unet.init` or of a converted checkpoint; `denoise` takes
     parameters as an argument and is pure.
 
     >>> config = DiffusionConfig(UNetConfig(image_size=8, model_channels=32, channel_mult=(1,)))
-    >>> DiffusionPrior(config, unet.init_params(config.unet, jax.random.key(0))).latent_shape
+    >>> DiffusionPrior(config, unet.param_shapes(config.unet)).latent_shape
     (8, 8, 3)
     """
 
@@ -143,7 +147,11 @@ class Prior(Protocol):
 
 
 class DDIMSchedule(NamedTuple):
-    """Numbers of each sampling step, in sampling order (noisiest first), each (steps,)."""
+    """Numbers of each sampling step, in sampling order (noisiest first), each (steps,).
+
+    >>> ddim_schedule(alphas_cumprod(1000), 4).timesteps[0]
+    np.int64(751)
+    """
 
     timesteps: np.ndarray
     alphas: np.ndarray
@@ -276,13 +284,16 @@ def ddim_sample(
 
 def _coefficients(schedule: DDIMSchedule, eta: Array | float) -> tuple[Array, ...]:
     """(timestep, a, b, sigma) of each step, x_prev = a x + b eps + sigma noise."""
-    alphas, alphas_prev = schedule.alphas, schedule.alphas_prev
-    sigmas = eta * schedule.sigmas_eta1
-    scale = np.sqrt(alphas_prev / alphas)
+    timesteps, *values = schedule
+    if isinstance(eta, jax.Array):
+        eta, *values = (jnp.asarray(x, jnp.float32) for x in (eta, *values))
+    alphas, alphas_prev, sigmas = values
+    sigmas = eta * sigmas
+    scale = (alphas_prev / alphas) ** 0.5
     # In [0, 1] where eta is, but for rounding where eta is 1.
     direction = (1 - alphas_prev - sigmas**2).clip(0.0) ** 0.5
-    shift = direction - scale * np.sqrt(1 - alphas)
-    timesteps = jnp.asarray(schedule.timesteps, jnp.int32)
+    shift = direction - scale * (1 - alphas) ** 0.5
+    timesteps = jnp.asarray(timesteps, jnp.int32)
     return timesteps, *(jnp.asarray(x, jnp.float32) for x in (scale, shift, sigmas))
 
 

@@ -14,8 +14,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from fpjax.models import _layers as nn
-from fpjax.models._layers import Array, Params, Specs
+from fpjax.models import layers as nn
+from fpjax.models import parameters
+from fpjax.models.parameters import Array, Params, Specs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,16 +124,16 @@ class UNetConfig:
         return cls()
 
 
-def init_params(config: UNetConfig, key: Array) -> dict:
+def init(config: UNetConfig, key: Array) -> dict:
     """Draws the float32 parameters of an untrained U-Net.
 
     Residual branches and the last convolution start at zero, so the first prediction is zero.
 
     >>> config = UNetConfig(model_channels=32, channel_mult=(1,), num_res_blocks=1)
-    >>> sorted(init_params(config, jax.random.key(0)))
+    >>> sorted(jax.eval_shape(lambda key: init(config, key), jax.random.key(0)))
     ['conv_in', 'conv_out', 'down', 'mid', 'norm_out', 'time_embed', 'up']
     """
-    return nn.draw_params(_specs(config), key)
+    return parameters.draw_params(_specs(config), key)
 
 
 def param_shapes(config: UNetConfig) -> dict:
@@ -141,7 +142,7 @@ def param_shapes(config: UNetConfig) -> dict:
     >>> param_shapes(UNetConfig.ldm_ffhq256())["conv_in"]["weight"].shape
     (3, 3, 3, 224)
     """
-    return nn.spec_shapes(_specs(config))
+    return parameters.spec_shapes(_specs(config))
 
 
 def timestep_embedding(
@@ -163,7 +164,8 @@ def timestep_embedding(
     """
     half = dim // 2
     exponents = jnp.arange(half, dtype=jnp.float32) / (half - frequency_shift)
-    angles = timesteps.astype(jnp.float32)[:, None] * jnp.exp(-math.log(10000.0) * exponents)
+    frequencies = jnp.exp(-math.log(10000.0) * exponents)
+    angles = timesteps.astype(jnp.float32)[:, None] * frequencies[None, :]
     waves = (jnp.cos(angles), jnp.sin(angles))
     return jnp.concatenate(waves if order == "cos_sin" else waves[::-1], axis=-1)
 
@@ -173,7 +175,7 @@ def denoise(config: UNetConfig, params: Params, x: Array, t: Array) -> Array:
 
     Args:
       config: the architecture.
-      params: the tree from `init_params` or a converted checkpoint.
+      params: the tree from `init` or a converted checkpoint.
       x: (B, H, W, in_channels), sides multiples of `config.downsampling`.
       t: timesteps, (B,) or a scalar for all; integers count training steps from 0.
 
@@ -251,7 +253,7 @@ def _specs(config: UNetConfig) -> Specs:
             skips.append(out)
         width = out
     mid = _res_block_spec(config, width, width, time)
-    attn = nn.attention_spec(width, zero=True, norm=config.mid_attention_norm)
+    attn = nn.attention_spec(width, gain=0.0, norm=config.mid_attention_norm)
     specs |= {"down": down, "mid": {"block_1": mid, "attn_1": attn, "block_2": mid}}
     up = {}
     for level, out in reversed(list(enumerate(channels))):
@@ -264,7 +266,7 @@ def _specs(config: UNetConfig) -> Specs:
     return specs | {
         "up": up,
         "norm_out": nn.norm_spec(width),
-        "conv_out": nn.conv_spec(width, config.out_channels, zero=True),
+        "conv_out": nn.conv_spec(width, config.out_channels, gain=0.0),
     }
 
 
@@ -272,7 +274,7 @@ def _level_specs(config: UNetConfig, level: int, inputs: list[int], out: int, ti
     blocks = {str(i): _res_block_spec(config, n, out, time) for i, n in enumerate(inputs)}
     if not config.has_attention(level):
         return {"block": blocks}
-    attn = nn.attention_spec(out, zero=True)
+    attn = nn.attention_spec(out, gain=0.0)
     return {"block": blocks, "attn": {str(i): attn for i in range(len(inputs))}}
 
 
@@ -282,7 +284,7 @@ def _res_block_spec(config: UNetConfig, width: int, out: int, time: int) -> Spec
         "conv1": nn.conv_spec(width, out),
         "time": nn.linear_spec(time, 2 * out if config.use_scale_shift_norm else out),
         "norm2": nn.norm_spec(out),
-        "conv2": nn.conv_spec(out, out, zero=True),
+        "conv2": nn.conv_spec(out, out, gain=0.0),
     } | ({"shortcut": nn.linear_spec(width, out)} if width != out else {})
 
 

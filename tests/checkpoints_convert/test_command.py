@@ -21,7 +21,7 @@ from checkpoints_convert.request import Request
 from checkpoints_convert.table import ConversionError
 from tests.checkpoints_convert.foreign import fixture_arrays, write_persistent
 from tests.checkpoints_convert.readers.forge import dumps, torch_stream, torch_zip, touch
-from tests.fixtures import fixture
+from tests.reference import fixture
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -398,7 +398,7 @@ from checkpoints_convert.command import run
 code = run(sys.argv[1:])
 import fpjax
 generator = fpjax.load_generator(sys.argv[2])
-assert generator.resolution == 32
+assert generator.image_shape == (32, 32, 3)
 sys.exit(code)
 """
 

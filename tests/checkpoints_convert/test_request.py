@@ -14,7 +14,7 @@ from tests.checkpoints_convert.foreign import (
     to_genforce,
     write_persistent,
 )
-from tests.fixtures import fixture
+from tests.reference import fixture
 
 ALL = {
     "resolution": 64,

@@ -15,7 +15,7 @@ from checkpoints_convert.table import select
 from fpjax.models import diffusion
 from fpjax.models.diffusion import DiffusionConfig, DiffusionPrior
 from fpjax.models.unet import UNetConfig
-from tests.fixtures import fixture, relative_error
+from tests.reference import fixture, relative_error
 
 # Float32 sums in another order; the bound of every parity test in this project.
 PARITY = 1e-4

@@ -9,7 +9,7 @@ from checkpoints_convert.publishers.compvis_first_stage import FirstStageOptions
 from checkpoints_convert.publishers.compvis_unet import UNetOptions
 from checkpoints_convert.table import ConversionError, flatten, select
 from fpjax.models import diffusion
-from tests.fixtures import fixture
+from tests.reference import fixture
 
 HEADS = UNetOptions(num_head_channels=16)
 

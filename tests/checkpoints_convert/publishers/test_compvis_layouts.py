@@ -13,7 +13,7 @@ from checkpoints_convert.request import Request
 from checkpoints_convert.table import ConversionError
 from fpjax.models import diffusion
 from tests.checkpoints_convert.foreign import converted, fixture_arrays, nhwc, same
-from tests.fixtures import relative_error
+from tests.reference import relative_error
 
 BOUND = 1e-4  # of the output's standard deviation: float32 sums in another order
 HEADS = {"num_head_channels": 16, "resolution": 32}

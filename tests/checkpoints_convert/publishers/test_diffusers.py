@@ -19,7 +19,7 @@ from checkpoints_convert.publishers.diffusers_unet import convert_unet
 from checkpoints_convert.request import Request
 from checkpoints_convert.table import ConversionError
 from fpjax.models import autoencoder, autoencoder_tiny, diffusion, unet
-from tests.fixtures import relative_error
+from tests.reference import relative_error
 
 # Float32 sums in another order; the bound of every parity test in this project.
 PARITY = 1e-4

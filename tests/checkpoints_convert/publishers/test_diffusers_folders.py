@@ -17,7 +17,7 @@ from checkpoints_convert.readers import CheckpointError
 from checkpoints_convert.request import Request
 from checkpoints_convert.table import ConversionError
 from tests.checkpoints_convert.foreign import converted, nhwc, same
-from tests.fixtures import relative_error
+from tests.reference import relative_error
 
 torch = pytest.importorskip("torch", reason="torch writes the files that are read back")
 BOUND = 1e-4  # of the output's standard deviation: float32 sums in another order

@@ -15,7 +15,7 @@ from tests.checkpoints_convert.foreign import (
     to_tensorflow,
     write_tensorflow,
 )
-from tests.fixtures import relative_error
+from tests.reference import relative_error
 
 # The bound of every parity test: 1e-4 of the images' standard deviation, in float32.
 BOUND = 1e-4
@@ -86,7 +86,7 @@ def test_upsampling_kernels_are_applied_as_tensorflow_applies_them():
         taps[i, j] * padded[:, i : i + 10, j : j + 10] for i in range(4) for j in range(4)
     )
     ours = nvidia_tf.TRANSFORMS["turned_kernel"](stored)
-    out = resample.conv2d_up(jnp.asarray(x), jnp.asarray(ours), jnp.asarray([1.0, 3.0, 3.0, 1.0]))
+    out = resample.conv2d_up(jnp.asarray(x), jnp.asarray(ours), (1.0, 3.0, 3.0, 1.0))
     np.testing.assert_allclose(out, expected, atol=1e-4)
 
 

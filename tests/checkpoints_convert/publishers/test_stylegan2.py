@@ -14,7 +14,7 @@ from checkpoints_convert.table import ConversionError
 from fpjax.models import checkpoint, stylegan2
 from fpjax.models.stylegan2 import StyleGAN2Config
 from tests.checkpoints_convert.foreign import fixture_arrays, nhwc, write_persistent
-from tests.fixtures import fixture, relative_error
+from tests.reference import fixture, relative_error
 
 torch = pytest.importorskip("torch", reason="torch writes the files that are read back")
 
@@ -53,7 +53,7 @@ def torch_state(state):
 def test_the_published_rosinality_layout_converts_without_flags(tmp_path, name, rosinality_case):
     generator = convert(fixture(name), tmp_path / "out")
     check(generator, rosinality_case[1])
-    assert generator.resolution == 32 and generator.latent_shape == (64,)
+    assert generator.image_shape == (32, 32, 3) and generator.latent_shape == (64,)
 
 
 def test_the_average_latent_of_the_file_is_the_centre_of_truncation(tmp_path):

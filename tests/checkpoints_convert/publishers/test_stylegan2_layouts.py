@@ -21,7 +21,7 @@ from tests.checkpoints_convert.foreign import (
     write_persistent,
     write_tensorflow,
 )
-from tests.fixtures import relative_error
+from tests.reference import relative_error
 
 torch = pytest.importorskip("torch", reason="torch writes the files that are read back")
 

@@ -29,7 +29,7 @@ from tests.checkpoints_convert.readers.forge import (
     torch_stream,
     torch_zip,
 )
-from tests.fixtures import fixture
+from tests.reference import fixture
 
 torch = pytest.importorskip("torch", reason="torch writes the files that are read back")
 
@@ -126,20 +126,6 @@ def test_shared_storages_stay_shared_and_parameters_are_tensors(tmp_path, kind):
     for name in ("head", "tail", "parameter"):
         assert_same(tensors[name], state[name])
     assert_same(tensors["nested.0.x"], base[5])
-
-
-@pytest.mark.parametrize("kind", FORMATS)
-def test_whole_modules_are_records_that_hold_their_tensors(tmp_path, kind):
-    module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
-    torch.save(module, tmp_path / "m", _use_new_zipfile_serialization=FORMATS[kind])
-    checkpoint = read(tmp_path / "m")
-    assert (checkpoint.tree.module, checkpoint.tree.name) == (
-        "torch.nn.modules.container",
-        "Sequential",
-    )
-    found = find(checkpoint.tree, lambda node: type(node) is LazyTensor)
-    assert len(found) == len(module.state_dict())
-    assert checkpoint.tensors() == {}
 
 
 def test_tensors_with_attributes_and_numpy_arrays_in_torch_files(tmp_path):
@@ -384,7 +370,7 @@ def test_prefixes_select_and_strip(tmp_path):
     checkpoint = read(tmp_path / "t")
     assert list(checkpoint.tensors()) == ["g_ema.a.b", "g_ema.c.0", "g"]
     assert list(checkpoint.tensors("g_ema")) == list(checkpoint.tensors("g_ema.")) == ["a.b", "c.0"]
-    with pytest.raises(CheckpointError, match="g_ema, g"):
+    with pytest.raises(CheckpointError, match="'g_ema', 'g'"):
         checkpoint.tensors("generator")
 
 
@@ -439,9 +425,9 @@ def test_real_files_equal_what_torch_loads(name):
 
 def test_limits_on_tensors_hold(tmp_path):
     torch.save({"a": torch.ones(100), "b": torch.ones(1).expand(1 << 20)}, tmp_path / "t")
-    for limits in (Limits(tensor_bytes=1000), Limits(expanded_bytes=1000)):
-        with pytest.raises(CheckpointError, match="_bytes"):
-            read(tmp_path / "t", limits=limits)
+    with pytest.raises(CheckpointError, match="more tensors than its size allows"):
+        read(tmp_path / "t", limits=Limits(base_bytes=1 << 20))
+    assert read(tmp_path / "t").tensors()["b"].numpy().sum() == 1 << 20
     (tmp_path / "z").write_bytes(torch_zip(b"\x80\x02}."))
     with pytest.raises(CheckpointError, match="objects"):
         read(tmp_path / "z", limits=Limits(objects=1))

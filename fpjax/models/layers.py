@@ -1,89 +1,100 @@
-"""Layers that the latent-diffusion models share: pure functions over nested dicts, NHWC.
+"""Layers that several networks share: pure functions over nested dicts, NHWC.
 
 Each layer is a pair: `*_spec` describes its parameters (a nested dict of `ParamSpec`), and a
 function applies it. A model composes specs exactly as it composes layers, so that its parameter
 tree is known without allocating it. Convolution weights are HWIO, linear weights (in, out).
 """
 
-import dataclasses
-import functools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-Array = jax.Array
-Params = Mapping[str, Any]
-Specs = dict[str, Any]
+from fpjax.models.parameters import Array, Params, ParamSpec, Specs
 
-_PAD_BOTH = ((1, 1), (1, 1))
-_PAD_END = ((0, 1), (0, 1))
+# A convolution that gives at most this many pixels is computed as one matrix product.
+_MATMUL_MAX_PIXELS = 16
 
 
-@dataclasses.dataclass(frozen=True)
-class ParamSpec:
-    """Shape of one parameter and how it is drawn: N(0, 1 / fan_in), zeros or ones."""
+def along_channels(vector: Array, x: Array) -> Array:
+    """A vector (C,) in the type and rank of x (..., C), so that the two are added or multiplied.
 
-    shape: tuple[int, ...]
-    init: Literal["fan_in", "zeros", "ones"] = "fan_in"
-
-
-def draw_params(specs: Specs, key: Array) -> dict[str, Any]:
-    """Draws float32 parameters for a tree of `ParamSpec`.
-
-    >>> draw_params(linear_spec(3, 2), jax.random.key(0))["weight"].shape
-    (3, 2)
+    >>> along_channels(jnp.ones(3), jnp.ones((1, 4, 4, 3), jnp.bfloat16)).shape
+    (1, 1, 1, 3)
     """
-    leaves, treedef = jax.tree.flatten(specs)
-    return jax.tree.unflatten(treedef, _draw(tuple(leaves), key))
+    return jnp.asarray(vector, x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
 
-def spec_shapes(specs: Specs) -> dict[str, Any]:
-    """The same tree with `jax.ShapeDtypeStruct` leaves; nothing is allocated.
+def convolve(x: Array, weight: Array, *, stride: int = 1, padding: Any = "SAME") -> Array:
+    """Correlates x (B, H, W, C) with weight (kh, kw, C, D), in the type of x: (B, H', W', D).
 
-    >>> spec_shapes(norm_spec(4))["bias"].shape
-    (4,)
+    >>> convolve(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1)))[0, :, 0, 0].tolist()
+    [4.0, 6.0, 6.0, 4.0]
     """
-    return jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32), specs)
+    weight = jnp.asarray(weight, x.dtype)
+    if stride == 1 and weight.shape[:2] == (1, 1):
+        return x @ weight[0, 0]
+    if stride == 1 and padding == "SAME" and x.shape[1] * x.shape[2] <= _MATMUL_MAX_PIXELS:
+        return _convolve_as_matmul(x, weight)
+    return jax.lax.conv_general_dilated(
+        x, weight, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _draw(specs: tuple[ParamSpec, ...], key: Array) -> list[Array]:
-    # One draw for the whole tree: a program per shape would take seconds to compile.
-    sizes = [math.prod(spec.shape) if spec.init == "fan_in" else 0 for spec in specs]
-    normal = jax.random.normal(key, (sum(sizes),), jnp.float32)
-    params, start = [], 0
-    for spec, size in zip(specs, sizes, strict=True):
-        if spec.init == "fan_in":
-            std = 1 / math.sqrt(math.prod(spec.shape[:-1]))
-            params.append(std * normal[start : start + size].reshape(spec.shape))
-            start += size
-        else:
-            params.append(jnp.full(spec.shape, float(spec.init == "ones"), jnp.float32))
-    return params
+def _convolve_as_matmul(x: Array, weight: Array) -> Array:
+    # XLA's CPU convolution is tens of times slower than the product it stands for on maps of a
+    # few pixels with hundreds of channels, which is what the deepest layers work on.
+    batch, height, width, _ = x.shape
+    kernel_height, kernel_width, _, channels_out = weight.shape
+    pads = [((k - 1) // 2, k // 2) for k in (kernel_height, kernel_width)]
+    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    patches = [
+        padded[:, i : i + height, j : j + width]
+        for i in range(kernel_height)
+        for j in range(kernel_width)
+    ]
+    columns = jnp.concatenate(patches, axis=-1).reshape(batch * height * width, -1)
+    return (columns @ weight.reshape(-1, channels_out)).reshape(batch, height, width, channels_out)
 
 
 def conv_spec(
-    in_channels: int, out_channels: int, size: int = 3, *, bias: bool = True, zero: bool = False
+    in_channels: int,
+    out_channels: int,
+    size: int | tuple[int, int] = 3,
+    *,
+    bias: bool = True,
+    gain: float = 1.0,
 ) -> Specs:
-    """Parameters of `conv2d`; `zero` starts the layer at zero, as residual branches are ended.
+    """Parameters of `conv2d`, of a square kernel or of (height, width).
+
+    The weights have variance gain / fan-in: 1 keeps the variance of the input, 2 that of a ReLU's
+    input (He et al., ICCV 2015), and 0 starts the layer at zero, as residual branches are ended.
 
     >>> conv_spec(3, 8, bias=False)["weight"].shape
     (3, 3, 3, 8)
     """
-    weight = ParamSpec((size, size, in_channels, out_channels), "zeros" if zero else "fan_in")
-    return {"weight": weight} | ({"bias": ParamSpec((out_channels,), "zeros")} if bias else {})
+    height, width = (size, size) if isinstance(size, int) else size
+    return _weight_and_bias((height, width, in_channels, out_channels), bias, gain)
 
 
-def conv2d(params: Params, x: Array) -> Array:
-    """Convolves x (B, H, W, C) at stride 1, keeping its size; kernels are 1x1 or 3x3.
+def _weight_and_bias(shape: tuple[int, ...], bias: bool, gain: float) -> Specs:
+    weight = ParamSpec(shape, std=math.sqrt(gain / math.prod(shape[:-1])))
+    return {"weight": weight} | ({"bias": ParamSpec(shape[-1:])} if bias else {})
+
+
+def _add_bias(params: Params, y: Array) -> Array:
+    return y + along_channels(params["bias"], y) if "bias" in params else y
+
+
+def conv2d(params: Params, x: Array, *, stride: int = 1, padding: Any = "SAME") -> Array:
+    """Convolves x (B, H, W, C) and adds the bias, where there is one; padding is with zeros.
 
     >>> conv2d({"weight": jnp.ones((3, 3, 1, 1))}, jnp.ones((1, 4, 4, 1)))[0, :, 0, 0].tolist()
     [4.0, 6.0, 6.0, 4.0]
     """
-    return _conv(params, x, 1, _PAD_BOTH if params["weight"].shape[0] == 3 else "VALID")
+    return _add_bias(params, convolve(x, params["weight"], stride=stride, padding=padding))
 
 
 def conv2d_down(params: Params, x: Array, *, asymmetric: bool = False) -> Array:
@@ -95,30 +106,19 @@ def conv2d_down(params: Params, x: Array, *, asymmetric: bool = False) -> Array:
     >>> conv2d_down(kernel, jnp.ones((1, 4, 4, 1)), asymmetric=True)[0, :, 0, 0].tolist()
     [9.0, 6.0]
     """
-    return _conv(params, x, 2, _PAD_END if asymmetric else _PAD_BOTH)
-
-
-def _conv(params: Params, x: Array, stride: int, padding: Any) -> Array:
-    y = jax.lax.conv_general_dilated(
-        x,
-        params["weight"].astype(x.dtype),
-        (stride, stride),
-        padding,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    return y + params["bias"].astype(x.dtype) if "bias" in params else y
+    pad = (0, 1) if asymmetric else (1, 1)
+    return conv2d(params, x, stride=2, padding=(pad, pad))
 
 
 def linear_spec(
-    in_features: int, out_features: int, *, bias: bool = True, zero: bool = False
+    in_features: int, out_features: int, *, bias: bool = True, gain: float = 1.0
 ) -> Specs:
-    """Parameters of `linear`.
+    """Parameters of `linear`, drawn as those of `conv_spec`.
 
     >>> linear_spec(3, 8)["weight"].shape
     (3, 8)
     """
-    weight = ParamSpec((in_features, out_features), "zeros" if zero else "fan_in")
-    return {"weight": weight} | ({"bias": ParamSpec((out_features,), "zeros")} if bias else {})
+    return _weight_and_bias((in_features, out_features), bias, gain)
 
 
 def linear(params: Params, x: Array) -> Array:
@@ -127,8 +127,7 @@ def linear(params: Params, x: Array) -> Array:
     >>> linear({"weight": jnp.ones((3, 2)), "bias": jnp.ones(2)}, jnp.ones((1, 3))).tolist()
     [[4.0, 4.0]]
     """
-    y = x @ params["weight"].astype(x.dtype)
-    return y + params["bias"].astype(x.dtype) if "bias" in params else y
+    return _add_bias(params, x @ jnp.asarray(params["weight"], x.dtype))
 
 
 def norm_spec(channels: int) -> Specs:
@@ -137,7 +136,7 @@ def norm_spec(channels: int) -> Specs:
     >>> norm_spec(8)["weight"].shape
     (8,)
     """
-    return {"weight": ParamSpec((channels,), "ones"), "bias": ParamSpec((channels,), "zeros")}
+    return {"weight": ParamSpec((channels,), mean=1.0), "bias": ParamSpec((channels,))}
 
 
 def group_norm(params: Params, x: Array, *, groups: int, eps: float) -> Array:
@@ -152,11 +151,12 @@ def group_norm(params: Params, x: Array, *, groups: int, eps: float) -> Array:
     mean = jnp.mean(grouped, axis=(1, 3), keepdims=True)
     var = jnp.mean(jnp.square(grouped - mean), axis=(1, 3), keepdims=True)
     y = ((grouped - mean) * jax.lax.rsqrt(var + eps)).reshape(x.shape)
-    return (y * params["weight"] + params["bias"]).astype(x.dtype)
+    y = y * along_channels(params["weight"], y) + along_channels(params["bias"], y)
+    return y.astype(x.dtype)
 
 
-def attention_spec(channels: int, *, zero: bool = False, norm: bool = True) -> Specs:
-    """Parameters of `self_attention`; heads share the projections, each its own run of channels.
+def attention_spec(channels: int, *, gain: float = 1.0, norm: bool = True) -> Specs:
+    """Parameters of `self_attention`; each head has its own run of channels in q, k and v.
 
     A few published networks have no normalisation before it (`norm=False`).
 
@@ -165,13 +165,14 @@ def attention_spec(channels: int, *, zero: bool = False, norm: bool = True) -> S
     """
     return ({"norm": norm_spec(channels)} if norm else {}) | {
         **{name: linear_spec(channels, channels) for name in ("q", "k", "v")},
-        "proj_out": linear_spec(channels, channels, zero=zero),
+        "proj_out": linear_spec(channels, channels, gain=gain),
     }
 
 
 def self_attention(params: Params, x: Array, *, num_heads: int, groups: int, eps: float) -> Array:
     """Residual self-attention over the pixels of x (B, H, W, C), with `num_heads` heads.
 
+    >>> from fpjax.models.parameters import draw_params
     >>> params = draw_params(attention_spec(8), jax.random.key(0))
     >>> self_attention(params, jnp.ones((1, 2, 2, 8)), num_heads=2, groups=4, eps=1e-6).shape
     (1, 2, 2, 8)
@@ -239,6 +240,12 @@ def normalize_config(config: Any, *, tuples: Sequence[str], floats: Sequence[str
     """Makes equal configs identical: lists are tuples, 2.0 in a tuple is 2, 1 in a float is 1.0.
 
     A config read from JSON then hashes, and has the same JSON as the one that was written.
+
+    >>> class Config:
+    ...     sides, scale = [8.0, 16], 1
+    >>> normalize_config(config := Config(), tuples=["sides"], floats=["scale"])
+    >>> config.sides, config.scale
+    ((8, 16), 1.0)
     """
     for name in tuples:
         values = getattr(config, name)
@@ -270,19 +277,34 @@ def level_channels(name: str, base: int, multipliers: Sequence[float]) -> tuple[
 
 
 def check_dtype(dtype: str) -> None:
-    """Refuses a compute type other than the two that are supported."""
+    """Refuses a compute type other than the two that are supported.
+
+    >>> check_dtype("float16")
+    Traceback (most recent call last):
+    ValueError: dtype 'float16': choose 'float32' or 'bfloat16'
+    """
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype {dtype!r}: choose 'float32' or 'bfloat16'")
 
 
 def check_groups(groups: int, *channels: int) -> None:
-    """Refuses channel counts that the normalisation groups do not divide."""
+    """Refuses channel counts that the normalisation groups do not divide.
+
+    >>> check_groups(32, 64, 100)
+    Traceback (most recent call last):
+    ValueError: 100 channels cannot be split in 32 normalisation groups
+    """
     if bad := [c for c in channels if c % groups]:
         raise ValueError(f"{bad[0]} channels cannot be split in {groups} normalisation groups")
 
 
 def check_images(name: str, x: Array, channels: int, multiple: int) -> None:
-    """Refuses an array that is not (B, H, W, channels) with sides that are whole multiples."""
+    """Refuses an array that is not (B, H, W, channels) with sides that are whole multiples.
+
+    >>> check_images("latents", jnp.ones((1, 6, 8, 3)), 3, 4)
+    Traceback (most recent call last):
+    ValueError: latents of shape (1, 6, 8, 3): expected (batch, height and width multiples of 4, 3)
+    """
     if x.ndim != 4 or x.shape[3] != channels or x.shape[1] % multiple or x.shape[2] % multiple:
         sides = f"height and width multiples of {multiple}" if multiple > 1 else "height, width"
         raise ValueError(f"{name} of shape {x.shape}: expected (batch, {sides}, {channels})")

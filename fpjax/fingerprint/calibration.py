@@ -1,0 +1,140 @@
+"""What calibration learns about a scheme, as typed values with a header and a hash of their own.
+
+Nothing here decides whom an image is attributed to: a start changes what an inversion costs, and
+the reference residual is evidence that is reported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fpjax.errors import FpjaxError
+from fpjax.models.checkpoint import CheckpointFormatError, canonical_json, load_tensors
+
+FORMAT_VERSION = 1
+_HEADER, _ARRAYS = "calibration.json", "calibration.safetensors"
+
+
+class CalibrationError(FpjaxError, ValueError):
+    """A calibration that is missing, damaged, or of a newer format."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LinearStart:
+    """Ridge regression from low-pass pixels to the unknowns of an inversion.
+
+    Attributes:
+      weight: (F, K) float16; half precision is ample for a start.
+      bias: (K,) float32. K coordinates, alpha first, then symbols.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Calibration:
+    """What was learned about a scheme, and how.
+
+    Attributes:
+      start: where inversions start.
+      observation: name of the observation that images were seen through.
+      solver: name of the solver that inverted them.
+      max_noise_ratio: residual up to which a file counts as explained by the generator, in units of
+        the observation's noise.
+      own_noise_ratio: largest residual of the generator's own files with keys.
+      num_start_images, num_inverted_images: what the start was fitted on; what was inverted.
+    """
+
+    start: LinearStart
+    observation: str
+    solver: str
+    max_noise_ratio: float
+    own_noise_ratio: float
+    num_start_images: int
+    num_inverted_images: int
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all of it; answers report it."""
+        digest = hashlib.sha256(canonical_json(self._header()).encode())
+        for name, array in self._arrays().items():
+            digest.update(canonical_json([name, list(array.shape), array.dtype.str]).encode())
+            digest.update(array.tobytes())
+        return digest.hexdigest()
+
+    def _header(self) -> dict[str, Any]:
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del values["start"]
+        return values
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {
+            "start/weight": np.ascontiguousarray(self.start.weight, "<f2"),
+            "start/bias": np.ascontiguousarray(self.start.bias, "<f4"),
+        }
+
+    def write(self, folder: Path) -> None:
+        """Writes its two files into a scheme's folder."""
+        from safetensors.numpy import save_file
+
+        header = {"format_version": FORMAT_VERSION, "sha256": self.sha256, **self._header()}
+        text = json.dumps(header, indent=2, allow_nan=False) + "\n"
+        (folder / _HEADER).write_text(text, "utf-8")
+        save_file(self._arrays(), folder / _ARRAYS)
+
+    @classmethod
+    def read(cls, folder: Path) -> Calibration | None:
+        """The calibration in a scheme's folder, or None where there is none.
+
+        Raises:
+          CalibrationError: if it is damaged or of a newer format.
+        """
+        file = folder / _HEADER
+        try:
+            header = json.loads(file.read_text("utf-8"))
+        except FileNotFoundError:
+            return None
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            raise CalibrationError(f"{file}: damaged ({error})") from error
+        if not isinstance(header, dict) or "format_version" not in header:
+            raise CalibrationError(f"{file}: not the header of a calibration")
+        if (version := header.pop("format_version")) != FORMAT_VERSION:
+            raise CalibrationError(
+                f"{file}: format version {version!r:.20}, this fpjax reads {FORMAT_VERSION}"
+            )
+        recorded = header.pop("sha256", None)
+        try:
+            arrays = load_tensors(folder / _ARRAYS)
+            start = LinearStart(arrays["start/weight"], arrays["start/bias"])
+            found = cls(start=start, **header)
+            fits = found.sha256 == recorded
+        except (CheckpointFormatError, KeyError, TypeError, ValueError) as error:
+            raise CalibrationError(f"{file}: damaged ({error})") from error
+        if not fits:
+            raise CalibrationError(f"{file}: damaged (its contents do not give its recorded hash)")
+        return found
+
+    @classmethod
+    def of_version_1(
+        cls, arrays: dict[str, np.ndarray], notes: dict[str, Any]
+    ) -> Calibration | None:
+        """What the first version of fpjax kept in a scheme, or None where it kept nothing."""
+        if "extras/linear_start/weight" not in arrays:
+            return None
+        measured = notes.get("calibration", {})
+        return cls(
+            LinearStart(arrays["extras/linear_start/weight"], arrays["extras/linear_start/bias"]),
+            observation="rounded-8bit",
+            solver="levenberg-marquardt",
+            max_noise_ratio=float(measured.get("max_noise_ratio", 3.0)),
+            own_noise_ratio=float(measured.get("natural_noise_ratio_max", 1.0)),
+            num_start_images=int(measured.get("num_start_images", 0)),
+            num_inverted_images=int(measured.get("num_null_images", 0)),
+        )

@@ -1,0 +1,177 @@
+"""Pictures that carry keys: natural latents in, fingerprinted 8-bit images out."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fpjax.data.files import save_image, to_uint8
+from fpjax.errors import InputError
+from fpjax.fingerprint.keys import check_keys, to_symbols
+from fpjax.fingerprint.scheme import Scheme
+from fpjax.models.generator import Generator
+
+Array = jax.Array
+
+BATCH = 64
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Generated:
+    """What `generate` returns for B keys.
+
+    Attributes:
+      images: (B, H, W, C) uint8, what a user saves and an owner attributes.
+      float_images: (B, H, W, C) float32 in [-1, 1], before rounding to 8 bits.
+      latents: (B, *latent_shape) float32.
+      originals: (B, H, W, C) uint8 of the same natural latents without the key; None for sampled
+        alpha, which has no original.
+      alpha: (B, K - L) float32.
+      keys: (B, L) uint8.
+    """
+
+    images: np.ndarray
+    float_images: np.ndarray
+    latents: np.ndarray
+    originals: np.ndarray | None
+    alpha: np.ndarray
+    keys: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def save(self, folder: str | os.PathLike, stem: str = "") -> list[Path]:
+        """Writes each image as a PNG file, `STEM0000.png` and on, each whole or not at all.
+
+        Args:
+          folder: made if it is not there.
+          stem: how the names begin.
+
+        Returns:
+          The files, in order.
+
+        Raises:
+          FileExistsError: if one of them exists; nothing is written then.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [folder / f"{stem}{i:04d}.png" for i in range(len(self))]
+        for path in paths:
+            if path.exists():
+                raise FileExistsError(f"{path} exists already: choose another folder or stem")
+        for path, image in zip(paths, self.images, strict=True):
+            save_image(path, image)
+        return paths
+
+
+@jax.jit
+def _decode(generator: Generator, latents: Array) -> Array:
+    return jnp.clip(generator.decode(generator.params, latents), -1, 1)
+
+
+@jax.jit
+def _project(scheme: Scheme, latents: Array) -> Array:
+    return scheme.project(latents)
+
+
+@jax.jit
+def _latents_of(scheme: Scheme, alpha: Array, symbols: Array) -> Array:
+    return scheme.latents_of(alpha, symbols)
+
+
+def decode_images(generator: Generator, latents, batch: int = BATCH) -> np.ndarray:
+    """Images (N, H, W, C) float32 in [-1, 1] of latents, a batch at a time through one program.
+
+    Args:
+      generator: what makes the images.
+      latents: (N, *latent_shape).
+      batch: images made at once.
+    """
+    latents = np.asarray(jax.device_get(latents), np.float32)
+    count = len(latents)
+    batch = max(1, min(batch, count))
+    padded = np.concatenate([latents, np.repeat(latents[:1], -count % batch, axis=0)])
+    parts = [
+        np.asarray(jax.device_get(_decode(generator, jax.device_put(padded[i : i + batch]))))
+        for i in range(0, len(padded), batch)
+    ]
+    if not parts:
+        return np.zeros((0, *generator.image_shape), np.float32)
+    return np.concatenate(parts)[:count]
+
+
+def natural_images(generator: Generator, key: Array, num: int) -> np.ndarray:
+    """(num, H, W, C) uint8 images of natural latents, as a user without a key would get them."""
+    return to_uint8(decode_images(generator, generator.natural_latents(key, num)))
+
+
+def embed(scheme: Scheme, alpha, keys) -> np.ndarray:
+    """Latents (B, *latent_shape) of alpha (B, K - L) and keys (B, L); see `Scheme.embed`."""
+    keys = check_keys(keys, scheme.key_length)
+    alpha = np.asarray(jax.device_get(alpha), np.float32)
+    if alpha.shape != (len(keys), scheme.num_alpha):
+        raise InputError(
+            f"alpha has shape {alpha.shape}: expected ({len(keys)}, {scheme.num_alpha})"
+        )
+    symbols = to_symbols(keys, scheme.levels)
+    operands = jax.device_put((scheme.without_calibration(), alpha, symbols))
+    return np.asarray(jax.device_get(_latents_of(*operands)))
+
+
+def project(scheme: Scheme, latents) -> np.ndarray:
+    """Coordinates alpha (B, K - L) of natural latents (B, *latent_shape)."""
+    operands = jax.device_put((scheme.without_calibration(), latents))
+    return np.asarray(jax.device_get(_project(*operands)))
+
+
+def generate(
+    scheme: Scheme,
+    key: Array,
+    keys,
+    *,
+    alpha: Literal["projected", "sampled"] = "projected",
+) -> Generated:
+    """Generates one image for each key.
+
+    Args:
+      scheme: where keys are written.
+      key: PRNG key of the latents.
+      keys: (B, L) bits.
+      alpha: "projected" takes a natural latent's coordinates, so that the image stays what the
+        generator would have made; "sampled" draws N(0, std^2), as the published code does.
+
+    Returns:
+      The `Generated` images.
+
+    Raises:
+      InputError: if the keys are not (B, L) bits.
+
+    >>> import fpjax
+    >>> scheme = fpjax.load_scheme("avatars-stylegan2")
+    >>> keys = fpjax.sample_keys(jax.random.key(1), num=2, length=64)
+    >>> generate(scheme, jax.random.key(2), keys).images.shape
+    (2, 32, 32, 3)
+    """
+    keys = check_keys(keys, scheme.key_length)
+    if len(keys) == 0:
+        raise InputError("no keys: one image is generated for each key")
+    generator, originals = scheme.generator, None
+    if alpha == "projected":
+        natural = generator.natural_latents(key, len(keys))
+        originals = to_uint8(decode_images(generator, natural))
+        coordinates = project(scheme, natural)
+    elif alpha == "sampled":
+        shape = (len(keys), scheme.num_alpha)
+        normal = np.asarray(jax.device_get(jax.random.normal(key, shape, "float32")))
+        coordinates = normal * scheme.alpha_std
+    else:
+        raise InputError(f"alpha {alpha!r}: choose 'projected' or 'sampled'")
+    latents = embed(scheme, coordinates, keys)
+    images = decode_images(generator, latents)
+    return Generated(to_uint8(images), images, latents, originals, coordinates, keys)

@@ -1,0 +1,118 @@
+"""Directions by the image metric: how much a picture changes, against how much pictures vary.
+
+The metric is H = E[J^T J] over natural latents, J the generator's Jacobian: the squared change of
+an image for a small change of its latent, on average. With the covariance C of natural latents, the
+generalised symmetric eigenproblem gives directions d_i with
+
+    d_i^T H d_j = delta_ij        (each changes an image by 1, and no two the same way)
+    dual C dual^T diagonal        (natural coordinates along them are uncorrelated)
+
+ordered by natural standard deviation. Along the last ones natural images vary least for the change
+that a key costs there, so that a key in them is cheap to write and hard to mistake for a picture's
+own variation.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+
+from fpjax.fingerprint.basis import Basis, centre, row_signs
+from fpjax.models.generator import Generator
+from fpjax.models.jacobian import DEFAULT_MEMORY, block_size, jacobian_rows, tangent_bytes
+
+REGULARISATION = 1e-6
+"""Added to the metric's diagonal, as a share of its mean: directions in which no image changes get
+a finite length."""
+
+
+def image_metric(
+    generator: Generator,
+    latents: np.ndarray,
+    *,
+    memory: int = DEFAULT_MEMORY,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """H = mean of J^T J, accumulated in float64.
+
+    Args:
+      generator: what makes the images.
+      latents: (N, D) flattened latents to average over; 64 are enough for the bundled generator.
+      memory: bytes that the tangents of a Jacobian may take.
+      progress: called with (latents done, in all).
+
+    Returns:
+      (D, D) float64, symmetric positive semi-definite, in units of squared image change (images in
+      [-1, 1], summed over pixels) a squared latent unit.
+    """
+    dimension = generator.latent_size
+    point = jax.ShapeDtypeStruct((dimension,), jnp.float32)
+    each = tangent_bytes(functools.partial(_image, generator), point)
+    block = block_size(dimension, each, memory)
+    total = np.zeros((dimension, dimension))
+    for i, latent in enumerate(latents):
+        rows = np.asarray(jax.device_get(_rows(generator, jax.device_put(latent), block)))
+        rows = rows.astype(np.float64)
+        total += rows @ rows.T
+        if progress is not None:
+            progress(i + 1, len(latents))
+    return total / len(latents)
+
+
+def _image(generator: Generator, latent: jax.Array) -> jax.Array:
+    latents = latent.reshape(1, *generator.latent_shape)
+    return generator.decode(generator.params, latents).reshape(-1)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _rows(generator: Generator, latent: jax.Array, block: int) -> jax.Array:
+    tangents = jnp.eye(generator.latent_size, dtype=jnp.float32)
+    _, rows = jacobian_rows(functools.partial(_image, generator), latent, tangents, block=block)
+    return rows
+
+
+def image_basis(latents: np.ndarray, metric: np.ndarray) -> Basis:
+    """The basis of natural latents in a metric; see the module's text.
+
+    Args:
+      latents: (N, D) natural latents, N > D for a covariance of full rank.
+      metric: (D, D), such as `image_metric` gives.
+
+    Returns:
+      The `Basis` of D directions, by descending natural standard deviation in image units.
+
+    >>> latents = np.random.default_rng(0).normal(size=(500, 2)) * [1.0, 3.0]
+    >>> basis = image_basis(latents, np.diag([100.0, 1.0]))
+    >>> basis.std.round(0).tolist()  # 10 * 1 in image units, then 1 * 3
+    [10.0, 3.0]
+    """
+    centred, mean = centre(latents)
+    covariance = centred.T @ centred / (len(centred) - 1)
+    metric = regularised(metric)
+    lower = np.linalg.cholesky(metric)
+    variances, vectors = np.linalg.eigh(lower.T @ covariance @ lower)
+    order = np.argsort(variances)[::-1]
+    variances, vectors = variances[order], vectors[:, order]
+    directions = scipy.linalg.solve_triangular(lower, vectors, lower=True, trans="T").T
+    dual = (lower @ vectors).T
+    signs = row_signs(directions)[:, None]
+    return Basis(
+        mean=mean.astype(np.float32),
+        directions=(directions * signs).astype(np.float32),
+        dual=(dual * signs).astype(np.float32),
+        std=np.sqrt(np.maximum(variances, 0)).astype(np.float32),
+        num_samples=len(centred),
+        metric="image",
+    )
+
+
+def regularised(metric: np.ndarray) -> np.ndarray:
+    """The metric with `REGULARISATION` times its mean diagonal added, symmetric, float64."""
+    metric = np.asarray(metric, np.float64)
+    share = REGULARISATION * np.trace(metric) / len(metric)
+    return (metric + metric.T) / 2 + share * np.eye(len(metric))

@@ -1,0 +1,208 @@
+"""Schemes on disk: written once, read bit-exactly years later, refused where they do not fit.
+
+    scheme.json              format version, identity, generator, key, strength
+    scheme.safetensors       basis; for a person's own generator also a picture it made
+    calibration.json, calibration.safetensors    what calibration learned, where there is one
+
+Format 1, of the first version of fpjax, stays readable.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fpjax.data.atomic import atomic_directory
+from fpjax.errors import FpjaxError
+from fpjax.fingerprint.basis import Basis
+from fpjax.fingerprint.calibration import Calibration
+from fpjax.fingerprint.scheme import Scheme, SchemeError
+from fpjax.models.checkpoint import load_tensors
+from fpjax.models.generator import Generator
+
+FORMAT_VERSION = 2
+_READABLE = (1, 2)
+_PROBE_TOLERANCE = 0.05
+"""Largest difference, of images in [-1, 1], between a generator's picture and the recorded one: far
+above what devices differ in, far below what another network makes."""
+
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "generator_name": str,
+    "generator_sha256": str,
+    "scheme_id": str,
+    "basis_num_samples": int,
+    "key_length": int,
+    "shift": int,
+    "strength": (int, float),
+    "levels": str,
+    "code": str,
+}
+
+
+def save_scheme(scheme: Scheme, path: str | os.PathLike) -> None:
+    """Writes a scheme to a new folder, atomically.
+
+    Raises:
+      FileExistsError: if it exists already.
+    """
+    from safetensors.numpy import save_file
+
+    basis = scheme.basis
+    arrays = {
+        "basis/mean": basis.mean,
+        "basis/directions": basis.directions,
+        "basis/std": basis.std,
+    }
+    if basis.metric != "latent":
+        arrays["basis/dual"] = basis.dual
+    if type(scheme.generator) is Generator:
+        arrays["probe/image"] = _probe(scheme.generator, basis.mean)
+    header = {"format_version": FORMAT_VERSION, "scheme_id": scheme.id, **scheme.header()}
+    with atomic_directory(path) as folder:
+        text = json.dumps(header, indent=2, allow_nan=False) + "\n"
+        (folder / "scheme.json").write_text(text, "utf-8")
+        save_file(
+            {name: np.array(array, order="C") for name, array in arrays.items()},
+            folder / "scheme.safetensors",
+        )
+        if scheme.calibration is not None:
+            scheme.calibration.write(folder)
+
+
+def open_scheme(path: str | os.PathLike, generator: Generator | None = None) -> Scheme:
+    """Opens a saved scheme.
+
+    Args:
+      path: the folder.
+      generator: the generator it belongs to; by default the bundled one of the recorded name.
+
+    Raises:
+      SchemeError: if the folder is no scheme, damaged, or of another generator.
+    """
+    path = Path(path)
+    header = _read_header(path)
+    generator = _bound_generator(path, header, generator)
+    try:
+        arrays = load_tensors(path / "scheme.safetensors")
+        old = header["format_version"] == 1
+        directions = arrays["basis/components" if old else "basis/directions"]
+        metric = header.get("basis_metric", "latent")
+        basis = Basis(
+            arrays["basis/mean"],
+            directions,
+            directions if metric == "latent" else arrays["basis/dual"],
+            arrays["basis/std"],
+            header["basis_num_samples"],
+            metric,
+        )
+        for name in ("mean", "directions", "dual", "std"):
+            array = getattr(basis, name)
+            ndim = 2 if name in ("directions", "dual") else 1
+            if array.dtype != np.float32 or array.ndim != ndim or not np.isfinite(array).all():
+                raise SchemeError(f"its basis has a {name} of {array.dtype} {array.shape}")
+        scheme = Scheme.create(
+            generator,
+            basis,
+            *(header[name] for name in ("key_length", "shift", "strength", "levels", "code")),
+            keep_all=True,
+        )
+        if old:
+            notes = header.get("notes")
+            calibration = Calibration.of_version_1(arrays, notes if isinstance(notes, dict) else {})
+        else:
+            calibration = Calibration.read(path)
+    except (FpjaxError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise SchemeError(f"{path}: damaged ({error})") from error
+    if scheme.id != header["scheme_id"]:
+        raise SchemeError(f"{path}: damaged (its contents do not give its recorded identity)")
+    if type(generator) is Generator:
+        _compare_probe(path, generator, basis.mean, arrays.get("probe/image"))
+    return scheme.replace(calibration=calibration)
+
+
+def load_scheme(name_or_path: str | os.PathLike, generator: Generator | None = None) -> Scheme:
+    """Opens the ready-made scheme of a bundled generator by its name, or a saved scheme's folder.
+
+    Args:
+      name_or_path: "avatars-stylegan2", or a folder.
+      generator: the generator the scheme belongs to, where it is not a bundled one.
+
+    Raises:
+      SchemeError: if the folder is no scheme, damaged, or of another generator.
+
+    >>> load_scheme("avatars-stylegan2").key_length
+    64
+    """
+    from fpjax import zoo
+
+    text = os.fspath(name_or_path)
+    return open_scheme(zoo.scheme_path(text) if text in zoo.scheme_names() else text, generator)
+
+
+def _bound_generator(path: Path, header: dict[str, Any], generator: Generator | None) -> Generator:
+    name = header["generator_name"]
+    if generator is None:
+        from fpjax import zoo
+        from fpjax.zoo.load import load_generator
+
+        if name not in zoo.names():
+            raise SchemeError(
+                f"{path}: made for generator {name!r:.80}, which is not bundled; say where it is"
+            )
+        generator = load_generator(name)
+    noise = header.get("noise", "const")
+    if noise != generator.noise:
+        if not hasattr(generator, "with_noise") or noise not in ("const", "none"):
+            raise SchemeError(f"{path}: made with noise {noise!r:.20}, unknown to this generator")
+        generator = generator.with_noise(noise)
+    if header["generator_sha256"] != generator.sha256:
+        raise SchemeError(
+            f"{path}: made for generator {name!r:.80} with SHA-256 "
+            f"{header['generator_sha256']:.64}, but {generator.name!r} has {generator.sha256}"
+        )
+    return generator
+
+
+def _probe(generator: Generator, mean: np.ndarray) -> np.ndarray:
+    """The picture (height, width, channels) of the mean latent, clipped."""
+    latent = jnp.asarray(mean).reshape(1, *generator.latent_shape)
+    image = jax.jit(lambda g, z: jnp.clip(g.decode(g.params, z), -1, 1))(generator, latent)
+    return np.asarray(jax.device_get(image), np.float32)[0]
+
+
+def _compare_probe(path: Path, generator: Generator, mean: np.ndarray, recorded) -> None:
+    if recorded is None:
+        raise SchemeError(f"{path}: damaged (the picture of its generator is missing)")
+    probe = _probe(generator, mean)
+    if probe.shape != recorded.shape or not np.abs(probe - recorded).max() <= _PROBE_TOLERANCE:
+        raise SchemeError(
+            f"{path}: generator {generator.name!r} has the recorded parameters, but makes another "
+            "picture of the mean latent: its functions are not those the scheme was made with"
+        )
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    file = path / "scheme.json"
+    try:
+        header = json.loads(file.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise SchemeError(f"{path}: no scheme.json, so this is no scheme") from None
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise SchemeError(f"{file}: damaged ({error})") from error
+    if not isinstance(header, dict) or "format_version" not in header:
+        raise SchemeError(f"{file}: not the description of a scheme")
+    if header["format_version"] not in _READABLE:
+        raise SchemeError(
+            f"{file}: format version {header['format_version']!r:.20}, this fpjax reads "
+            f"{' and '.join(map(str, _READABLE))}"
+        )
+    for name, kinds in _TYPES.items():
+        if not isinstance(header.get(name), kinds) or isinstance(header.get(name), bool):
+            raise SchemeError(f"{file}: damaged ({name} is missing or of the wrong type)")
+    return header

@@ -1,0 +1,381 @@
+"""One driver for every solver: lanes on the device, in chunks that fit memory, over many devices.
+
+A lane is one image from one start. All lanes of a wave of images are one pytree on the device, with
+a status each. A round takes the first unfinished lanes (first starts before second ones), a fixed
+number of them, advances them by one step and puts them back: no lane is handled on the host. Over a
+mesh, images are sharded and each device runs such rounds on its own; nothing crosses devices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from fpjax.errors import InputError
+from fpjax.fingerprint.keys import level_range
+from fpjax.inversion.information import decide_bits
+from fpjax.inversion.observation import pixel_residual
+from fpjax.inversion.problem import Problem
+from fpjax.inversion.solution import RUNNING, Solution, Status
+from fpjax.inversion.solvers.base import Solver
+from fpjax.inversion.solvers.levenberg_marquardt import LevenbergMarquardt
+from fpjax.models.jacobian import DEFAULT_MEMORY
+
+Array = jax.Array
+Progress = Callable[[int, int], None]
+
+_WAVE = 64
+"""Images that are on a device at once: enough that its last, partly filled rounds hardly count."""
+
+_MOST_LANES = 256
+"""Lanes in a round, at most."""
+
+
+class Wave(dict):
+    """Lanes of a wave: `state` and `status` (S, N, ...), `targets` (N, H, W, C)."""
+
+
+jax.tree_util.register_pytree_node(
+    Wave,
+    lambda wave: ((wave["state"], wave["status"], wave["targets"]), None),
+    lambda _, parts: Wave(state=parts[0], status=parts[1], targets=parts[2]),
+)
+
+
+def check_images(problem: Problem, images) -> np.ndarray:
+    """Images as (B, H, W, C) float32 in [-1, 1], or what does not fit.
+
+    Raises:
+      InputError: for another shape or type, or floats outside [-1, 1].
+    """
+    images = np.asarray(jax.device_get(images))
+    shape = problem.scheme.generator.image_shape
+    if images.ndim != 4 or images.shape[1:] != shape:
+        raise InputError(
+            f"images have shape {images.shape}: expected (B, {', '.join(map(str, shape))})"
+        )
+    if images.dtype == np.uint8:
+        return images.astype(np.float32) / np.float32(127.5) - 1
+    if not np.issubdtype(images.dtype, np.floating):
+        raise InputError(f"images are {images.dtype}: expected uint8, or float in [-1, 1]")
+    with np.errstate(invalid="ignore"):
+        outside = np.abs(images) > 1 + 1e-3
+    if outside.any() and not np.isinf(images[outside]).all():
+        raise InputError("float images have values outside [-1, 1]; pass 0..255 as uint8")
+    return images.astype(np.float32)
+
+
+def invert(
+    problem: Problem,
+    images,
+    solver: Solver | None = None,
+    *,
+    starts=None,
+    memory: int = DEFAULT_MEMORY,
+    mesh: Mesh | None = None,
+    progress: Progress | None = None,
+) -> Solution:
+    """Estimates alpha and key of each image.
+
+    Args:
+      problem: what is minimised.
+      images: (B, H, W, C), float in [-1, 1] or uint8.
+      solver: `LevenbergMarquardt()` (the default) or `Adam()`, or any other `Solver`.
+      starts: (S, K) unknowns to start every image from, or (B, S, K). By default the solver's own:
+        the start that calibration fitted, or a Latin hypercube for Adam.
+      memory: bytes that a chunk of lanes may take on a device; sets how many run at once.
+      mesh: devices to spread the images over, along all its axes; by default one device.
+      progress: called with (images finished, images in all).
+
+    Returns:
+      The `Solution`, best start of each image, in the order of the images.
+
+    Raises:
+      InputError: if the images do not fit the generator, or the solver does not take the problem.
+    """
+    order, parts = [np.zeros(0, int)], [_empty(problem)]
+    for rows, part in invert_iter(
+        problem, images, solver, starts=starts, memory=memory, mesh=mesh, progress=progress
+    ):
+        order.append(rows)
+        parts.append(part)
+    if len(parts) == 1:
+        return parts[0]
+    return Solution.concatenate(parts[1:]).take(np.argsort(np.concatenate(order)))
+
+
+def invert_iter(
+    problem: Problem,
+    images,
+    solver: Solver | None = None,
+    *,
+    starts=None,
+    memory: int = DEFAULT_MEMORY,
+    mesh: Mesh | None = None,
+    progress: Progress | None = None,
+) -> Iterator[tuple[np.ndarray, Solution]]:
+    """Like `invert`, but yields images as they are finished, so that long work can be saved.
+
+    Yields:
+      (rows, solution): indices (n,) of images that are finished, and their solution.
+    """
+    solver = LevenbergMarquardt() if solver is None else solver
+    if (reason := solver.refuses(problem)) is not None:
+        raise InputError(f"{type(solver).__name__} does not take this problem: {reason}")
+    images = check_images(problem, images)
+    count = len(images)
+    if count == 0:
+        return
+    starts = _check_starts(problem, images, starts, solver)
+    mesh = Mesh(np.array(jax.devices()[:1]), ("images",)) if mesh is None else mesh
+    placed = _Placed.of(mesh)
+    problem = jax.device_put(problem.prepared(), placed.everywhere)
+    devices = mesh.devices.size
+    lanes = starts.shape[1]
+    plan = solver.plan(problem, memory)
+    wave_size = devices * min(_WAVE, 1 << (-(-count // devices) - 1).bit_length())
+    chunks = _chunk_sizes(solver, problem, memory, wave_size // devices * lanes)
+    done = 0
+    for first in range(0, count, wave_size):
+        rows = np.arange(first, min(first + wave_size, count))
+        padded = np.concatenate([rows, np.full(wave_size - len(rows), rows[0])])
+        wave = _begin(solver, problem, placed, images[padded], starts[padded])
+        real = np.arange(wave_size) < len(rows)
+        if len(rows) < wave_size:
+            wave["status"] = placed.put_lanes(
+                np.where(real[None], _fetch(wave["status"]), np.int32(Status.SUPERSEDED))
+            )
+        yielded = ~real
+        while True:
+            status = _fetch(wave["status"])
+            finished = (status != RUNNING).all(axis=0)
+            new = finished & ~yielded
+            if new.any() and (finished.all() or new.sum() >= chunks[0]):
+                yielded |= new
+                positions = np.flatnonzero(new)
+                done += len(positions)
+                yield rows[positions], _collect(solver, problem, wave, positions)
+                if progress is not None:
+                    progress(done, count)
+            if finished.all():
+                break
+            waiting = (status == RUNNING).reshape(lanes, devices, -1).sum(axis=(0, 2)).max()
+            chunk = next((size for size in chunks if size <= waiting), chunks[-1])
+            wave = _round(solver, placed, chunk, plan, problem, wave)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Placed:
+    """Where things are: lanes sharded over all axes of a mesh, problems everywhere."""
+
+    mesh: Mesh
+    lanes: NamedSharding
+    images: NamedSharding
+    everywhere: NamedSharding
+
+    @classmethod
+    def of(cls, mesh: Mesh) -> _Placed:
+        axes = mesh.axis_names
+        return cls(
+            mesh,
+            NamedSharding(mesh, P(None, axes)),
+            NamedSharding(mesh, P(axes)),
+            NamedSharding(mesh, P()),
+        )
+
+    def put_lanes(self, array: np.ndarray) -> Array:
+        return _put(array, self.lanes)
+
+    def put_images(self, array: np.ndarray) -> Array:
+        return _put(array, self.images)
+
+
+def _put(array: np.ndarray, sharding: NamedSharding) -> Array:
+    """Places a host array; with several processes each places its own part."""
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def _fetch(array: Array) -> np.ndarray:
+    """A sharded array on the host, in every process."""
+    if array.is_fully_addressable:
+        return np.asarray(jax.device_get(array))
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def _sharded(placed: _Placed, function: Callable) -> Callable:
+    """Maps function(problem, wave) over the devices of a mesh."""
+    axes = placed.mesh.axis_names
+    specs = Wave(state=P(None, axes), status=P(None, axes), targets=P(axes))
+    return jax.shard_map(
+        function, mesh=placed.mesh, in_specs=(P(), specs), out_specs=specs, check_vma=False
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _init(solver: Solver, placed: _Placed, problem: Problem, wave: Wave) -> Wave:
+    def local(problem, wave):
+        def image(operands):
+            starts, target = operands
+            states = jax.lax.map(lambda start: solver.init(problem, start, target), starts)
+            finite = jnp.all(jnp.isfinite(target))
+            begun = jax.vmap(lambda state: solver.terminate(problem, state))(states)
+            ended = jnp.where(finite, begun, jnp.int32(Status.NOT_FINITE))
+            return states, ended
+
+        per_image = jnp.swapaxes(wave["state"], 0, 1)
+        state, status = jax.lax.map(image, (per_image, wave["targets"]))
+        state, status = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (state, status))
+        return Wave(state=state, status=status, targets=wave["targets"])
+
+    return _sharded(placed, local)(problem, wave)
+
+
+def _begin(solver, problem, placed: _Placed, images: np.ndarray, starts: np.ndarray) -> Wave:
+    wave = Wave(
+        state=placed.put_lanes(np.ascontiguousarray(starts.swapaxes(0, 1))),
+        status=placed.put_lanes(np.full(starts.shape[1::-1], RUNNING, np.int32)),
+        targets=placed.put_images(images),
+    )
+    return _init(solver, placed, problem, wave)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(5,))
+def _round(
+    solver: Solver, placed: _Placed, chunk: int, plan: int, problem: Problem, wave: Wave
+) -> Wave:
+    """Advances the first `chunk` unfinished lanes of each device by one step."""
+
+    def local(problem, wave):
+        starts, images = wave["status"].shape
+        flat = jax.tree.map(lambda x: x.reshape(starts * images, *x.shape[2:]), wave["state"])
+        status = wave["status"].reshape(-1)
+        running = status == RUNNING
+        picked = jnp.argsort(~running, stable=True)[:chunk]
+        active = running[picked]
+
+        def advance(state, target):
+            state = solver.step(problem, state, target, plan)
+            return state, solver.terminate(problem, state)
+
+        before = jax.tree.map(lambda x: x[picked], flat)
+        operands = (before, wave["targets"][picked % images])
+        if chunk == 1:
+            after, ended = jax.tree.map(
+                lambda x: x[None], advance(*jax.tree.map(lambda x: x[0], operands))
+            )
+        else:
+            after, ended = jax.vmap(advance)(*operands)
+
+        def put(old, new, kept):
+            mask = active.reshape(-1, *[1] * (new.ndim - 1))
+            return old.at[picked].set(jnp.where(mask, new, kept))
+
+        flat = jax.tree.map(put, flat, after, before)
+        status = put(status, ended, status[picked]).reshape(starts, images)
+        # An image that one start has solved needs no other.
+        solved = jnp.any(status == Status.SOLVED, axis=0, keepdims=True)
+        retired = solved & (status == RUNNING)
+        status = jnp.where(retired, jnp.int32(Status.SUPERSEDED), status)
+        state = jax.tree.map(lambda x: x.reshape(starts, images, *x.shape[1:]), flat)
+        return Wave(state=state, status=status, targets=wave["targets"])
+
+    return _sharded(placed, local)(problem, wave)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _estimates(solver: Solver, problem: Problem, wave: Wave):
+    """The best lane of each image: (estimate, status, steps, pixel residual)."""
+    lanes = jax.vmap(  # over starts, then images
+        jax.vmap(lambda state, target: solver.solution(problem, state, target)), in_axes=(0, None)
+    )(wave["state"], wave["targets"])
+    steps = jax.vmap(jax.vmap(solver.steps_taken))(wave["state"])
+    # Lanes that another start made needless cannot win, nor can values that are not finite.
+    lost = (wave["status"] == Status.SUPERSEDED) | ~jnp.isfinite(lanes.cost)
+    winner = jnp.argmin(jnp.where(lost, jnp.inf, lanes.cost), axis=0)
+
+    def best(tree):
+        return jax.tree.map(lambda x: x[winner, jnp.arange(x.shape[1])], tree)
+
+    estimate = best(lanes)
+    residual = jax.lax.map(
+        lambda operands: pixel_residual(problem.image(operands[0]), operands[1]),
+        (estimate.unknowns, wave["targets"]),
+    )
+    soft_bits = problem.bits_of(estimate.unknowns)
+    return estimate, best(wave["status"]), best(steps), residual, soft_bits
+
+
+def _collect(solver: Solver, problem: Problem, wave: Wave, positions: np.ndarray) -> Solution:
+    found = jax.tree.map(lambda x: _fetch(x)[positions], _estimates(solver, problem, wave))
+    estimate, status, steps, residual, soft_bits = found
+    _, half = level_range(problem.scheme.levels)
+    keys = (soft_bits > 0.5).astype(np.uint8)
+    if estimate.information is not None:
+        # With the prior of the relaxed symbols, in units of bits.
+        prior = np.eye(problem.scheme.key_length) / half**2
+        information = (estimate.information + prior[None]) * (2 * half) ** 2
+        usable = np.isfinite(information).all(axis=(1, 2)) & np.isfinite(soft_bits).all(axis=1)
+        keys[usable] = decide_bits(soft_bits[usable], information[usable])
+    return Solution(
+        keys=keys,
+        soft_bits=soft_bits.astype(np.float32),
+        alpha=estimate.unknowns[:, : problem.scheme.num_alpha],
+        residual=residual,
+        noise_ratio=estimate.ratio,
+        loss=estimate.cost,
+        steps=steps,
+        status=status,
+        information=estimate.information,
+        linear=estimate.linear,
+    )
+
+
+def _empty(problem: Problem) -> Solution:
+    scheme = problem.scheme
+    nothing = np.zeros(0, np.float32)
+    return Solution(
+        keys=np.zeros((0, scheme.key_length), np.uint8),
+        soft_bits=np.zeros((0, scheme.key_length), np.float32),
+        alpha=np.zeros((0, scheme.num_alpha), np.float32),
+        residual=nothing,
+        noise_ratio=nothing,
+        loss=nothing,
+        steps=np.zeros(0, np.int32),
+        status=np.zeros(0, np.int32),
+    )
+
+
+def _check_starts(problem: Problem, images: np.ndarray, starts: Any, solver: Solver) -> np.ndarray:
+    size = problem.num_unknowns
+    if starts is None:
+        starts = solver.starts(problem, np.nan_to_num(images, posinf=1.0, neginf=-1.0))
+    starts = np.asarray(jax.device_get(starts), np.float32)
+    if starts.ndim == 2:
+        starts = np.broadcast_to(starts[None], (len(images), *starts.shape))
+    if starts.ndim != 3 or starts.shape[0] != len(images) or starts.shape[2] != size:
+        raise InputError(
+            f"starts have shape {starts.shape}: expected (S, {size}) or ({len(images)}, S, {size})"
+        )
+    return starts
+
+
+def _chunk_sizes(solver: Solver, problem: Problem, memory: int, lanes: int) -> tuple[int, ...]:
+    """Lanes in a round, largest first: a power of two that fits memory, and an eighth of it for the
+    last lanes. Few sizes, so that few programs are compiled."""
+    fits = memory // max(1, solver.lane_bytes(problem))
+    if jax.default_backend() == "cpu":
+        # Few lanes fill the cores; more at once would only wait for one another.
+        fits = min(fits, solver.cpu_lanes)
+    largest = max(1, min(fits, lanes, _MOST_LANES))
+    largest = 1 << (largest.bit_length() - 1)
+    return (largest,) if largest < 8 else (largest, largest // 8)

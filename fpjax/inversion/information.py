@@ -1,0 +1,178 @@
+"""What an image says about the symbols: the Fisher information once alpha is profiled out.
+
+With the residual's Jacobian J = (J_a, J_k) in units of the noise and alpha's prior precision P,
+
+    S = J_k^T J_k - J_k^T J_a (J_a^T J_a + P)^-1 J_a^T J_k
+
+and near the solution the negative log-likelihood of any symbols k, alpha at its best for each, is
+k^T S k / 2 - h^T k up to a constant. No prior on the symbols is in it, so that a verdict weighs
+the picture alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.linalg import solve_triangular
+
+from fpjax.inversion.prior import GaussianPrior
+from fpjax.inversion.problem import Problem
+from fpjax.models.jacobian import DEFAULT_MEMORY, block_size, jacobian_rows, tangent_bytes
+
+Array = jax.Array
+
+JITTER = 2e-6
+"""Added to scaled curvatures (unit diagonal): what single precision cannot tell from zero."""
+
+
+class KeyInformation(NamedTuple):
+    """Quadratic model of the negative log-likelihood of the symbols."""
+
+    information: Array
+    """S, (L, L)."""
+    linear: Array
+    """h, (L,)."""
+
+
+def profile(curvature: Array, gradient: Array, symbols: Array, num_alpha: int) -> KeyInformation:
+    """Profiles alpha out of a quadratic model around a point.
+
+    Args:
+      curvature: (K, K) of the negative log-likelihood and alpha's prior; none for the symbols.
+      gradient: (K,) of the same, at the point.
+      symbols: (L,) at the point.
+      num_alpha: K - L.
+
+    >>> profile(jnp.diag(jnp.array([4.0, 2.0])), jnp.zeros(2), jnp.ones(1), 1).linear.round(3)
+    Array([2.], dtype=float32)
+    """
+    scale = jax.lax.rsqrt(jnp.maximum(jnp.diag(curvature), 1e-30))
+    scaled = curvature * scale[:, None] * scale[None]
+    free = slice(0, num_alpha)
+    fingerprint = slice(num_alpha, None)
+    alpha = scaled[free, free] + JITTER * jnp.eye(num_alpha, dtype=scaled.dtype)
+    factor = jnp.linalg.cholesky(alpha)
+    half = solve_triangular(factor, scaled[free, fingerprint], lower=True)
+    schur = scaled[fingerprint, fingerprint] - half.T @ half
+    pull = solve_triangular(factor, (gradient * scale)[free], lower=True)
+    slope = (gradient * scale)[fingerprint] - half.T @ pull
+    outer = scale[fingerprint]
+    information = schur / (outer[:, None] * outer[None])
+    information = (information + information.T) / 2
+    return KeyInformation(information, information @ symbols - slope / outer)
+
+
+def linearise(
+    problem: Problem, unknowns: Array, target: Array, leak: Array | float, block: int, dtype: str
+) -> tuple[Array, Array]:
+    """Residual (M,) of one image, and its derivatives by the unknowns as rows (K, M)."""
+
+    def residual(point):
+        return problem.residual(point, target, leak)
+
+    tangents = jnp.eye(problem.num_unknowns, dtype=jnp.float32)
+    return jacobian_rows(residual, unknowns, tangents, block=block, dtype=dtype)
+
+
+def tangents_in_block(problem: Problem, memory: int = DEFAULT_MEMORY) -> int:
+    """How many tangents of a problem go through at a time within a memory budget."""
+    target = jnp.zeros(problem.scheme.generator.image_shape, jnp.float32)
+    point = jax.ShapeDtypeStruct((problem.num_unknowns,), jnp.float32)
+    each = tangent_bytes(lambda x: problem.residual(x, target), point)
+    return block_size(problem.num_unknowns, each, memory)
+
+
+def alpha_precision(problem: Problem) -> Array:
+    """Prior precision of the unknowns, (K,), zero for the symbols."""
+    if not isinstance(problem.prior, GaussianPrior):
+        raise TypeError("information needs a Gaussian prior on alpha")
+    _, std = problem.prior.mean_and_std(problem.scheme)
+    free = jnp.arange(problem.num_unknowns) < problem.scheme.num_alpha
+    return jnp.where(free, 1 / std**2, jnp.zeros_like(std))
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _key_information(problem: Problem, unknowns: Array, targets: Array, block: int):
+    precision = alpha_precision(problem)
+    num_alpha = problem.scheme.num_alpha
+
+    def one(operands):
+        point, target = operands
+        residual, rows = linearise(problem, point, target, 0.0, block, "float32")
+        gradient = rows @ residual + precision * point
+        curvature = rows @ rows.T + jnp.diag(precision)
+        return profile(curvature, gradient, point[num_alpha:], num_alpha)
+
+    return jax.lax.map(one, (unknowns, targets))
+
+
+def key_information(
+    problem: Problem, unknowns, images, *, memory: int = DEFAULT_MEMORY
+) -> KeyInformation:
+    """Information about the symbols at given unknowns.
+
+    Args:
+      problem: relaxed symbols, a Gaussian prior, an observation whose residual is a likelihood's.
+      unknowns: (B, K), alpha first: a solution's, or the truth.
+      images: (B, H, W, C) files, uint8 or float in [-1, 1].
+      memory: bytes that tangents may take at a time.
+
+    Returns:
+      S (B, L, L) and h (B, L), NumPy float32.
+    """
+    from fpjax.inversion.driver import check_images
+
+    problem = problem.prepared()
+    targets = check_images(problem, images)
+    block = tangents_in_block(problem, memory)
+    operands = jax.device_put((problem, np.asarray(unknowns, np.float32), targets))
+    found = jax.device_get(_key_information(*operands, block))
+    return KeyInformation(*(np.asarray(value) for value in found))
+
+
+def decide_bits(soft_bits: np.ndarray, information: np.ndarray) -> np.ndarray:
+    """Bits by decision feedback: the surest first, each correcting the others.
+
+    The errors of the relaxed symbols are correlated (their covariance is the inverse of the
+    information), so a bit that is decided tells about those that are not. At each step the bit that
+    is furthest from undecided, in its own standard deviations, is fixed, and the rest are
+    conditioned on it. The same in a radio receiver is V-BLAST (Wolniansky 1998).
+
+    Args:
+      soft_bits: (B, L) relaxed bits, 0 and 1 being the two levels.
+      information: (B, L, L) about the soft bits, with their prior.
+
+    Returns:
+      (B, L) uint8.
+
+    >>> decide_bits(np.array([[0.9, 0.45]]), np.array([[[100.0, 80.0], [80.0, 100.0]]])).tolist()
+    [[1, 0]]
+    """
+    mean = np.array(soft_bits, np.float64)
+    information = np.asarray(information, np.float64)
+    values, vectors = np.linalg.eigh((information + information.swapaxes(1, 2)) / 2)
+    # The prior alone gives at least this much; single precision may lose it.
+    spread = vectors / np.maximum(values, _PRIOR_INFORMATION)[:, None]
+    covariance = spread @ vectors.swapaxes(1, 2)
+    count, length = mean.shape
+    rows = np.arange(count)
+    bits = np.zeros((count, length), np.uint8)
+    left = np.ones((count, length), bool)
+    for _ in range(length):
+        variance = np.maximum(np.einsum("bii->bi", covariance), 1e-30)
+        certainty = np.where(left, np.abs(mean - 0.5) / np.sqrt(variance), -1)
+        surest = certainty.argmax(axis=1)
+        bits[rows, surest] = mean[rows, surest] > 0.5
+        column = covariance[rows, :, surest] / variance[rows, surest][:, None]
+        mean += column * (bits[rows, surest] - mean[rows, surest])[:, None]
+        covariance -= column[:, :, None] * covariance[rows, surest][:, None, :]
+        left[rows, surest] = False
+    return bits
+
+
+_PRIOR_INFORMATION = 4.0
+"""About a bit whose prior has mean and standard deviation one half."""

@@ -1,0 +1,203 @@
+"""How a picture got from the generator to the file: observations own the residual and its noise.
+
+An observation says two things. `simulate` makes files of the generator's output, as that history
+would. `residual` compares the generator's output with a file, in units of the observation's own
+noise, so that half its square is a negative log-likelihood and 1 is what noise alone leaves.
+
+Values outside [-1, 1] need care, since generators overshoot. A file holds 0 or 255 there, which is
+a censored measurement: it says "at least this", not "exactly this".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import ClassVar, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import log_ndtr
+
+from fpjax.errors import InputError
+
+Array = jax.Array
+
+ROUNDING_STD = 2 / 255 / math.sqrt(12)
+"""Standard deviation of rounding to 8 bits, for images in [-1, 1]."""
+
+# Half a grey level: an 8-bit value at either end stands for everything beyond it.
+_EDGE = 1 - 1 / 255
+
+LEAK = 0.1
+"""Derivative of the clip outside [-1, 1] while a solver is far away, so that it can come back."""
+
+
+@runtime_checkable
+class Observation(Protocol):
+    """What an inversion needs to know about a file's history.
+
+    Attributes:
+      name: short, stable; reported with every answer.
+    """
+
+    name: str
+
+    def residual(self, image: Array, target: Array, leak: Array | float = 0.0) -> Array:
+        """Differences in units of the noise.
+
+        Args:
+          image: (H, W, C) float32, the generator's output, not clipped.
+          target: (H, W, C) float32, the file's pixels in [-1, 1].
+          leak: derivative given to the clip outside [-1, 1]; 0 is the true one.
+
+        Returns:
+          (M,) float32; half the sum of squares is the negative log-likelihood up to a constant.
+        """
+        ...
+
+    def counted(self, image: Array, target: Array) -> Array:
+        """(M,) float32 of 0 and 1: the entries of the residual that say something."""
+        ...
+
+    def simulate(self, key: Array, images: Array) -> Array:
+        """Files of images: (B, H, W, C) float32, not clipped -> the same shape, uint8."""
+        ...
+
+
+@jax.custom_jvp
+def leaky_clip(x: Array, leak: Array) -> Array:
+    """Clips to [-1, 1]; outside, the derivative is `leak` instead of 0.
+
+    >>> jax.jvp(lambda x: leaky_clip(x, 0.1), (2.0,), (1.0,))
+    (Array(1., dtype=float32), Array(0.1, dtype=float32))
+    """
+    del leak
+    return jnp.clip(x, -1, 1)
+
+
+@leaky_clip.defjvp
+def _leaky_clip_jvp(primals, tangents):
+    x, leak = primals
+    slope = jnp.where(jnp.abs(x) < 1, jnp.ones_like(x), jnp.asarray(leak, x.dtype))
+    return jnp.clip(x, -1, 1), tangents[0] * slope
+
+
+def to_8bit(images: Array) -> Array:
+    """Rounds images in [-1, 1] to uint8, clipping what is outside.
+
+    >>> to_8bit(jnp.asarray([-1.5, 0.0, 1.0])).tolist()
+    [0, 128, 255]
+    """
+    return jnp.rint(jnp.clip(images * 127.5 + 127.5, 0, 255)).astype(jnp.uint8)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rounded8Bit:
+    """A lossless 8-bit file: rounding is the only noise; 0 and 255 are censored.
+
+    >>> image = jnp.asarray([[[1.3], [0.5]]])
+    >>> target = jnp.asarray([[[1.0], [0.5]]])
+    >>> Rounded8Bit().residual(image, target).tolist()
+    [0.0, 0.0]
+    """
+
+    name: ClassVar[str] = "rounded-8bit"
+
+    def residual(self, image: Array, target: Array, leak: Array | float = 0.0) -> Array:
+        """See `Observation`; overshooting a saturated pixel costs nothing, so no leak is needed."""
+        del leak
+        return _censored(image, target).reshape(-1) / ROUNDING_STD
+
+    def counted(self, image: Array, target: Array) -> Array:
+        """All pixels but the saturated ones that the generator overshoots."""
+        said = (jnp.abs(target) < _EDGE) | (_censored(image, target) != 0)
+        return said.reshape(-1).astype(jnp.float32)
+
+    def simulate(self, key: Array, images: Array) -> Array:
+        """Rounds; the PRNG key is not used."""
+        del key
+        return to_8bit(images)
+
+
+def _censored(image: Array, target: Array) -> Array:
+    difference = image - target
+    difference = jnp.where(target >= _EDGE, jnp.minimum(difference, 0), difference)
+    return jnp.where(target <= -_EDGE, jnp.maximum(difference, 0), difference)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Gaussian:
+    """White noise after the picture was clipped: clip, add noise, clip again and round.
+
+    Pixels at 0 or 255 are censored with their exact likelihood (Tobin 1958), written as a residual
+    r = sqrt(-2 log Phi), so that sums of squares stay log-likelihoods.
+
+    Attributes:
+      std: standard deviation of the noise, images in [-1, 1]; rounding is added to it.
+
+    >>> y = Gaussian(0.1).simulate(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    >>> round(float(jnp.std(y / 127.5 - 1)), 2)
+    0.1
+    """
+
+    std: Array | float
+
+    name: ClassVar[str] = "gaussian-noise"
+
+    def __post_init__(self):
+        if isinstance(self.std, (int, float)) and not (
+            math.isfinite(self.std) and 0 <= self.std <= 2
+        ):
+            raise InputError(
+                f"std {self.std}: expected the noise's standard deviation on [-1, 1], 0 to 2"
+            )
+
+    @property
+    def total_std(self) -> Array:
+        """Noise and rounding together."""
+        return jnp.sqrt(jnp.asarray(self.std, jnp.float32) ** 2 + ROUNDING_STD**2)
+
+    def residual(self, image: Array, target: Array, leak: Array | float = 0.0) -> Array:
+        """See `Observation`."""
+        clipped = leaky_clip(image, jnp.asarray(leak, image.dtype))
+        std = self.total_std
+        plain = (clipped - target) / std
+        high = _tobit((clipped - _EDGE) / std)
+        low = _tobit((-_EDGE - clipped) / std)
+        residual = jnp.where(target >= _EDGE, high, jnp.where(target <= -_EDGE, low, plain))
+        return residual.reshape(-1)
+
+    def counted(self, image: Array, target: Array) -> Array:
+        """Unsaturated pixels: there the residual has unit variance."""
+        del image
+        return (jnp.abs(target) < _EDGE).reshape(-1).astype(jnp.float32)
+
+    def simulate(self, key: Array, images: Array) -> Array:
+        """Clips, adds noise, clips and rounds."""
+        noise = jax.random.normal(key, images.shape, jnp.float32)
+        return to_8bit(jnp.clip(images, -1, 1) + jnp.asarray(self.std, jnp.float32) * noise)
+
+
+def _tobit(margin: Array) -> Array:
+    """sqrt(-2 log Phi(margin)): half its square is the censored negative log-likelihood."""
+    return jnp.sqrt(jnp.maximum(-2 * log_ndtr(margin), 1e-12))
+
+
+def noise_ratio(observation: Observation, image: Array, target: Array) -> Array:
+    """Root-mean-square residual of one image in units of the observation's own noise, ().
+
+    1 means that nothing but the expected noise is left. Entries that say nothing are left out.
+    """
+    residual = observation.residual(image, target)
+    weight = observation.counted(image, target)
+    return jnp.sqrt(jnp.sum(weight * residual**2) / jnp.maximum(jnp.sum(weight), 1))
+
+
+def pixel_residual(image: Array, target: Array) -> Array:
+    """Root-mean-square difference of unsaturated pixels on [-1, 1], (): the same for every
+    observation, for people to compare."""
+    weight = (jnp.abs(target) < _EDGE).astype(jnp.float32)
+    error = jnp.sum(weight * (jnp.clip(image, -1, 1) - target) ** 2)
+    return jnp.sqrt(error / jnp.maximum(jnp.sum(weight), 1))

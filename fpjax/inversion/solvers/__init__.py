@@ -1,0 +1,1 @@
+"""Solvers: each takes the problems it says it takes, and the driver knows none by name."""

@@ -1,0 +1,87 @@
+"""The protocol of solvers: pure functions of one lane, which the driver maps over lanes.
+
+A lane is one image from one start. A solver is a frozen, hashable record of settings; its methods
+are traced under jit and vmap.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+
+from fpjax.inversion.problem import Problem
+
+Array = jax.Array
+State = Any
+
+
+class Estimate(NamedTuple):
+    """What a lane knows about its image; every solver's state can be read as one."""
+
+    unknowns: Array
+    """(K,), alpha first."""
+    cost: Array
+    """What is minimised, ()."""
+    ratio: Array
+    """Residual in units of the observation's noise, ()."""
+    information: Array | None = None
+    """S, (L, L), or None."""
+    linear: Array | None = None
+    """h, (L,), or None."""
+
+
+@runtime_checkable
+class Solver(Protocol):
+    """What the driver needs of a solver.
+
+    Attributes:
+      name: short and stable; calibrations record it.
+      num_starts: starts that an image gets where the caller names none.
+      cpu_lanes: lanes that a CPU advances at once, at most.
+    """
+
+    name: str
+    num_starts: int
+    cpu_lanes: int
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Why this solver does not take a problem, or None where it does."""
+        ...
+
+    def starts(self, problem: Problem, images: np.ndarray) -> np.ndarray:
+        """Starts (S, K) or (B, S, K) of images (B, H, W, C) in [-1, 1].
+
+        Raises:
+          InputError: if there is nowhere to start.
+        """
+        ...
+
+    def lane_bytes(self, problem: Problem) -> int:
+        """Bytes that one lane's step may take beside its tangents' activations."""
+        ...
+
+    def plan(self, problem: Problem, memory: int) -> int:
+        """Tangents in a block (or another static number that `step` takes) for a memory budget."""
+        ...
+
+    def init(self, problem: Problem, start: Array, target: Array) -> State:
+        """Evaluates a start (K,) for a file (H, W, C)."""
+        ...
+
+    def step(self, problem: Problem, state: State, target: Array, plan: int) -> State:
+        """One step of one lane."""
+        ...
+
+    def terminate(self, problem: Problem, state: State) -> Array:
+        """`Status` of a lane, or `RUNNING`, () int32."""
+        ...
+
+    def solution(self, problem: Problem, state: State, target: Array) -> Estimate:
+        """The estimate that a finished lane stands for."""
+        ...
+
+    def steps_taken(self, state: State) -> Array:
+        """Steps that a lane took, () int32."""
+        ...

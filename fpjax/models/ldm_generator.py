@@ -1,0 +1,132 @@
+"""The first stage of a latent diffusion model as a generator, with its prior where there is one."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from fpjax.models import autoencoder, autoencoder_tiny, checkpoint, diffusion
+from fpjax.models.autoencoder import AutoencoderConfig
+from fpjax.models.autoencoder_tiny import AutoencoderTinyConfig
+from fpjax.models.diffusion import DiffusionConfig, DiffusionPrior
+from fpjax.models.generator import Generator, static
+
+Array = jax.Array
+FirstStageConfig = AutoencoderConfig | AutoencoderTinyConfig
+
+FIRST_STAGES = {
+    "autoencoder": (AutoencoderConfig, autoencoder),
+    "autoencoder_tiny": (AutoencoderTinyConfig, autoencoder_tiny),
+}
+"""By the name a checkpoint records: config class and module of the network."""
+
+PRIOR = "prior"
+"""Entry of the parameters, and folder of a checkpoint, that belong to the diffusion prior."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Decode:
+    config: FirstStageConfig
+
+    def __call__(self, params, latents: Array, *, quantize: bool = True) -> Array:
+        if isinstance(self.config, AutoencoderTinyConfig):
+            return autoencoder_tiny.decode(self.config, params, latents)
+        return autoencoder.decode(self.config, params, latents, quantize=quantize)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Encode:
+    config: FirstStageConfig
+
+    def __call__(self, params, images: Array, key: Array | None = None) -> Array:
+        if isinstance(self.config, AutoencoderTinyConfig):
+            return autoencoder_tiny.encode(self.config, params, images)
+        return autoencoder.encode(self.config, params, images, key=key)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sample:
+    config: DiffusionConfig
+
+    def __call__(
+        self, params, key: Array, num: int, steps: int = 50, eta: Array | float = 1.0
+    ) -> Array:
+        prior = DiffusionPrior(self.config, params[PRIOR])
+        return diffusion.ddim_sample(prior, params[PRIOR], key, num, steps, eta)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class LDMGenerator(Generator):
+    """The first stage of a latent diffusion model with its weights; the latent is z.
+
+    * `decode(params, latents (B, h, w, C), quantize=True)` takes the nearest codebook entries
+      first, in a VQ model; see `autoencoder.decode`.
+    * `encode(params, images, key=None)`: with a key, a KL model's latent is drawn instead of its
+      mean; see `autoencoder.encode`.
+    * `sample_latents(params, key, num, steps=50, eta=1.0)` draws by DDIM; None without a prior.
+
+    Attributes:
+      config: the first stage's architecture, KL, VQ or tiny.
+      prior_config: the denoiser's, or None; its parameters are `params["prior"]`.
+      info_json: where the weights come from, as JSON text.
+
+    Made by `LDMGenerator.create` or `fpjax.load_generator`.
+    """
+
+    config: FirstStageConfig = static()
+    prior_config: DiffusionConfig | None = static(default=None)
+    info_json: str = static(default="{}")
+
+    @classmethod
+    def create(
+        cls,
+        name: str,
+        config: FirstStageConfig,
+        params: Mapping[str, Any],
+        prior: DiffusionPrior | None = None,
+        info: Mapping[str, Any] | None = None,
+    ) -> LDMGenerator:
+        """A generator of a first stage, its parameters, and the prior that draws its latents."""
+        params = dict(params)
+        if prior is not None:
+            params[PRIOR] = prior.params
+        side = config.resolution
+        return cls(
+            decode=_Decode(config),
+            params=params,
+            latent_shape=config.latent_shape,
+            image_shape=(side, side, 3),
+            sample_latents=None if prior is None else _Sample(prior.config),
+            encode=_Encode(config),
+            name=name,
+            config=config,
+            prior_config=None if prior is None else prior.config,
+            info_json=checkpoint.canonical_json(dict(info or {})),
+        )
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Where the weights come from."""
+        return json.loads(self.info_json)
+
+    @property
+    def prior(self) -> DiffusionPrior | None:
+        """The denoiser with its parameters, or None."""
+        if self.prior_config is None:
+            return None
+        return DiffusionPrior(self.prior_config, self.params[PRIOR])
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Hash of the first stage's architecture, config and parameters, without the prior's."""
+        first_stage = {name: leaf for name, leaf in self.params.items() if name != PRIOR}
+        name = next(
+            name for name, (kind, _) in FIRST_STAGES.items() if isinstance(self.config, kind)
+        )
+        return checkpoint.params_sha256(name, checkpoint.config_to_json(self.config), first_stage)
