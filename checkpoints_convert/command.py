@@ -191,7 +191,7 @@ def _run(flags: argparse.Namespace) -> int:
     from checkpoints_convert.convert import check_sha256, convert_file
     from checkpoints_convert.detect import recognise
     from checkpoints_convert.request import Request
-    from fpjax.cli.common import Progress
+    from fpjax.progress import Display
 
     said = {name: getattr(flags, name) for name in OPTIONS}
     options = {name: value for name, value in said.items() if value is not None}
@@ -201,7 +201,7 @@ def _run(flags: argparse.Namespace) -> int:
         check_sha256(source, flags.sha256)
         _print_source(source, flags.dtype, plan=True)
         return EXIT_OK
-    progress = Progress()
+    progress = Display()
     written = convert_file(
         flags.file,
         flags.out_dir,

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from fpjax.models.layers import MAX_SIZE
 
-from checkpoints_convert.documents import below, choice, flag, integer, number, read_yaml
+from checkpoints_convert.documents import below, choice, flag, integer, number
 from checkpoints_convert.found import (
     Found,
     at,
@@ -25,6 +24,7 @@ from checkpoints_convert.publishers.compvis_first_stage import FirstStageOptions
 from checkpoints_convert.publishers.compvis_unet import UNetOptions
 from checkpoints_convert.readers.nvidia import mapping as items_of
 from checkpoints_convert.readers.nvidia import plain
+from checkpoints_convert.readers.settings_files import read_yaml
 from checkpoints_convert.recognised import Recognised, recognised
 from checkpoints_convert.request import Request, without_effect
 from checkpoints_convert.table import (
@@ -39,6 +39,7 @@ from checkpoints_convert.table import (
 )
 from fpjax.models import autoencoder, diffusion, unet
 from fpjax.models.diffusion import MAX_TIMESTEPS, BetaSchedule
+from fpjax.models.layers import MAX_SIZE
 
 STAGE, UNET = "first_stage_model.", "model.diffusion_model."
 

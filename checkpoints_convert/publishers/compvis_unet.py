@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from fpjax.models.layers import MAX_LEVELS
 
 from checkpoints_convert.printable import name as shown_name
 from checkpoints_convert.printable import names as shown_names
@@ -33,6 +32,7 @@ from checkpoints_convert.table import (
 )
 from fpjax.models import unet
 from fpjax.models.diffusion import MAX_TIMESTEPS, DiffusionConfig
+from fpjax.models.layers import MAX_LEVELS
 from fpjax.models.unet import UNetConfig
 
 SCHEDULE_IGNORABLE: list[Ignorable] = [

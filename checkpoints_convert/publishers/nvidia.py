@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from fpjax.models.layers import MAX_DEPTH
 
 from checkpoints_convert.describe import describe
 from checkpoints_convert.documents import choice, number, unexpected
@@ -52,6 +51,7 @@ from checkpoints_convert.table import (
     linear,
 )
 from fpjax.models import stylegan2
+from fpjax.models.layers import MAX_DEPTH
 
 TRANSFORMS = {
     "const": lambda x: np.transpose(x, (1, 2, 0)),

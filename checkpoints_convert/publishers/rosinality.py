@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from fpjax.models.layers import MAX_DEPTH
 
 from checkpoints_convert.describe import describe
 from checkpoints_convert.found import Found, at, check_alone, check_averages
@@ -43,6 +42,7 @@ from checkpoints_convert.table import (
     real_numbers,
 )
 from fpjax.models import stylegan2
+from fpjax.models.layers import MAX_DEPTH
 
 KIND = "StyleGAN2, rosinality"
 NUM_AVERAGED_LATENTS = 16_384

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from fpjax.models.layers import MAX_DEPTH
 
 from checkpoints_convert.describe import describe
 from checkpoints_convert.table import ConversionError, real_numbers
 from fpjax.models import stylegan2
+from fpjax.models.layers import MAX_DEPTH
 
 MAPPING_LR_MULTIPLIER = 0.01
 MAX_SIDES = 9  # 4 to 1024 pixels
