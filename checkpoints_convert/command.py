@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 import sys
@@ -164,7 +165,7 @@ def _sha256(text: str) -> str:
 def run(arguments: list[str]) -> int:
     """Runs one command line (without the program's name) and returns its exit code."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a name that the terminal cannot show is no error
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is no error
             stream.reconfigure(errors="backslashreplace")
     try:
         flags = parser().parse_args(arguments)
@@ -191,7 +192,7 @@ def _run(flags: argparse.Namespace) -> int:
     from checkpoints_convert.convert import check_sha256, convert_file
     from checkpoints_convert.detect import recognise
     from checkpoints_convert.request import Request
-    from fpjax.cli.common import Progress
+    from fpjax.progress import Display
 
     said = {name: getattr(flags, name) for name in OPTIONS}
     options = {name: value for name, value in said.items() if value is not None}
@@ -201,7 +202,7 @@ def _run(flags: argparse.Namespace) -> int:
         check_sha256(source, flags.sha256)
         _print_source(source, flags.dtype, plan=True)
         return EXIT_OK
-    progress = Progress()
+    progress = Display()
     written = convert_file(
         flags.file,
         flags.out_dir,

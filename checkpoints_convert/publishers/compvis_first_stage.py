@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from fpjax.models.layers import MAX_LEVELS
 
 from checkpoints_convert.table import (
     Conversion,
@@ -27,6 +26,7 @@ from checkpoints_convert.table import (
 )
 from fpjax.models import autoencoder
 from fpjax.models.autoencoder import AutoencoderConfig
+from fpjax.models.layers import MAX_LEVELS
 
 _BLOCK = r"((?:encoder\.down|decoder\.up)\.\d+\.block\.\d+|(?:encoder|decoder)\.mid\.block_\d)"
 _ATTN = r"((?:encoder\.down|decoder\.up)\.\d+\.attn\.\d+|(?:encoder|decoder)\.mid\.attn_1)"

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from fpjax.models.layers import MAX_LEVELS
 
 from checkpoints_convert.printable import name as shown_name
 from checkpoints_convert.printable import names as shown_names
@@ -24,15 +23,16 @@ from checkpoints_convert.table import (
     Ignorable,
     Rule,
     Transform,
-    as_numpy,
     conv,
     conv1x1,
     convert,
     linear,
     norm,
+    real_numbers,
 )
 from fpjax.models import unet
 from fpjax.models.diffusion import MAX_TIMESTEPS, DiffusionConfig
+from fpjax.models.layers import MAX_LEVELS
 from fpjax.models.unet import UNetConfig
 
 SCHEDULE_IGNORABLE: list[Ignorable] = [
@@ -320,7 +320,7 @@ def schedule_values(tensor: Any, name: str) -> np.ndarray:
             f"{name} has shape {shape}: expected one number for each of 1 to {MAX_TIMESTEPS:,} "
             "timesteps"
         )
-    return as_numpy(tensor).astype(np.float64)
+    return real_numbers(tensor, name)
 
 
 def shortest(value: Any) -> float:

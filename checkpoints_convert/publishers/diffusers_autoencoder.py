@@ -10,8 +10,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fpjax.models.layers import MAX_DEPTH, MAX_SIZE
-
 from checkpoints_convert.documents import choice, integer, integers, number, texts, unexpected
 from checkpoints_convert.printable import name as shown_name
 from checkpoints_convert.publishers import compvis_first_stage
@@ -28,6 +26,7 @@ from checkpoints_convert.table import (
 )
 from fpjax.models import autoencoder, autoencoder_tiny
 from fpjax.models.autoencoder_tiny import AutoencoderTinyConfig
+from fpjax.models.layers import MAX_DEPTH, MAX_SIZE
 
 # Setting -> the values that fpjax has; the first is diffusers' default, where it is left out.
 _SETTINGS = {

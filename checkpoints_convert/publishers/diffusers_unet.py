@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fpjax.models.layers import MAX_DEPTH, MAX_SIZE
-
 from checkpoints_convert.describe import describe
 from checkpoints_convert.documents import choice, flag, integer, integers, number, texts, unexpected
 from checkpoints_convert.publishers import compvis_unet
@@ -21,6 +19,7 @@ from checkpoints_convert.publishers.diffusers_autoencoder import (
 from checkpoints_convert.table import Conversion, ConversionError, Rule, conv, convert, linear, norm
 from fpjax.models import unet
 from fpjax.models.diffusion import MAX_TIMESTEPS, BetaSchedule, DiffusionConfig
+from fpjax.models.layers import MAX_DEPTH, MAX_SIZE
 from fpjax.models.unet import UNetConfig
 
 _BETA_SCHEDULES: dict[str, BetaSchedule] = {

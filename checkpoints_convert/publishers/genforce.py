@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from fpjax.models.layers import MAX_DEPTH
 
 from checkpoints_convert.found import Found, at, check_alone, check_averages
 from checkpoints_convert.publishers.stylegan2 import (
@@ -40,6 +39,7 @@ from checkpoints_convert.table import (
     linear,
 )
 from fpjax.models import stylegan2
+from fpjax.models.layers import MAX_DEPTH
 
 KIND = "StyleGAN2, GenForce"
 

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from fpjax.models.layers import MAX_DEPTH
 
 from checkpoints_convert.describe import describe
 from checkpoints_convert.documents import choice, number, unexpected
@@ -38,6 +37,7 @@ from checkpoints_convert.recognised import Recognised, recognised
 from checkpoints_convert.request import Request
 from checkpoints_convert.table import Conversion, ConversionError, Ignorable, Rule, convert
 from fpjax.models import stylegan2
+from fpjax.models.layers import MAX_DEPTH
 
 TRANSFORMS = {
     "const": lambda x: np.transpose(x[0], (1, 2, 0)),
