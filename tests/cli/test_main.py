@@ -1,4 +1,4 @@
-"""The command itself: help, wrong calls, errors on one line, signals, and where models come from."""
+"""The command itself: help, wrong calls, errors on one line, signals, and generators by name."""
 
 import io
 import os
