@@ -387,7 +387,7 @@ def test_resume_without_a_file_starts_one(workplace, tmp_path):
 def test_flags_may_stand_between_images(workplace, tmp_path):
     out = tmp_path / "answers.json"
     first, second = workplace.images[:2]
-    assert workplace.attribute(first, "--json", str(out), second) == 0
+    assert workplace.attribute(first, "--json", str(out), second, "--quiet", first) == 0
     assert [entry["image"] for entry in read(out)["images"]] == [first, second]
 
 

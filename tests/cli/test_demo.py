@@ -13,6 +13,7 @@ from fpjax.cli.main import run
 from fpjax.data.files import load_image
 
 
+@pytest.mark.slow
 def test_the_demo_names_users_and_turns_the_others_away(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "USERS", ("ada", "blaise"))
     monkeypatch.setattr(demo, "IMAGES_PER_USER", 1)
