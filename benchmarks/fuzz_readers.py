@@ -5,10 +5,10 @@
 
 An input's first byte chooses what the rest becomes: a file as it is, the pickle of a torch zip or
 of a torch stream, a safetensors header with data, an entry of an npz, an npy header with data, or
-instructions that `assemble` turns into a pickle of working calls. So mutations reach behind
-lengths, checksums and stack underflows. Every file that is accepted is also listed,
-searched and read. Prints executions, outcomes, exceptions other than CheckpointError with the
-inputs that caused them, and peak memory; exits with 1 if there was any such exception.
+instructions that `assemble` turns into a pickle of working calls, so that mutations reach behind
+lengths, checksums and stack underflows; or JSON or YAML settings. Every file that is accepted is
+also listed, searched and read. Prints executions, outcomes, exceptions other than CheckpointError
+with the inputs that caused them, and peak memory; exits with 1 if there was any such exception.
 """
 
 import argparse
@@ -183,6 +183,8 @@ def program(body: bytes, wrap=None) -> bytes:
 
 SHAPES = [lambda body: body, as_zip, as_stream, as_safetensors, as_npz, as_npy]
 SHAPES += [program, lambda body: program(body, as_zip), lambda body: program(body, as_stream)]
+SETTINGS = ("read_json", "read_yaml")  # what reads the inputs of the shapes behind these
+SHAPES += [lambda body: body] * len(SETTINGS)
 
 
 def seeds() -> list[bytes]:
@@ -221,6 +223,9 @@ def seeds() -> list[bytes]:
     found += [b"\3" + text + b"\0" + STORAGE[:16], b"\4" + npy.getvalue()]
     found += [b"\4" + npy.getvalue() + b"\0", b"\5" + npy_text + b"\0" + STORAGE[:16]]
     found += [b"\0" + make(data) for make in (as_zip, as_stream) for data in (pickles[2], tensor)]
+    settings = {"model": {"params": {"ch_mult": [1, 2], "lr": 1.0e-06, "attn": [], "x": None}}}
+    found += [b"\x09" + json.dumps(settings).encode(), b"\x0a" + json.dumps(settings).encode()]
+    found += [b"\x0amodel:\n  params:\n    - !!int '1'\n    - &a {b: 2001-01-01}\n  <<: *a\n"]
     found += [b"\0" + as_npz(npy.getvalue()), b"\0" + as_safetensors(text + b"\0" + STORAGE[:16])]
     return found
 
@@ -247,9 +252,16 @@ class Harness:
         fast = "/dev/shm" if os.path.isdir("/dev/shm") else None
         self.path = os.path.join(tempfile.mkdtemp(prefix="fuzz_readers_", dir=fast), "input")
 
-    def exercise(self) -> str:
+    def exercise(self, shape: int) -> str:
         from checkpoints_convert import describe, readers
+        from checkpoints_convert.readers import settings_files
 
+        if (kind := shape - len(SHAPES) + len(SETTINGS)) >= 0:
+            try:
+                settings = getattr(settings_files, SETTINGS[kind])(self.path)
+            except readers.CheckpointError as error:
+                return "settings refused" if len(str(error)) < 3000 else "a long error"
+            return f"settings read as {type(settings).__name__}"
         limits = readers.Limits(objects=50_000, base_bytes=1 << 22, string_bytes=1 << 20)
         try:
             checkpoint = readers.read(self.path, limits=limits)
@@ -284,7 +296,7 @@ class Harness:
                 file.write(SHAPES[data[0] % len(SHAPES)](data[1:]))
             start = time.process_time()
             try:
-                self.outcomes[self.exercise()] += 1
+                self.outcomes[self.exercise(data[0] % len(SHAPES))] += 1
             except Exception as error:
                 where = traceback.extract_tb(error.__traceback__)[-1]
                 key = f"{type(error).__name__} at {Path(where.filename).name}:{where.lineno}"
@@ -336,7 +348,7 @@ def main() -> None:
     import atheris
 
     with atheris.instrument_imports(include=["checkpoints_convert"]):
-        import checkpoints_convert.readers  # noqa: F401
+        import checkpoints_convert.readers.settings_files  # noqa: F401
 
     work = Path(options.keep or tempfile.mkdtemp(prefix="fuzz_readers_keep_"))
     work.mkdir(parents=True, exist_ok=True)

@@ -71,6 +71,14 @@ def read_archive(region: Region, meter: Meter) -> dict[str, Region]:
         spans.append((entry.header, end, entry.name))
         packed = region.slice(begin, end, f"entry {describe(entry.name)}")
         if entry.method == DEFLATED:
+            if entry.size > meter.memory:
+                raise CheckpointError(
+                    f"entry {describe(entry.name)} that unpacks to {entry.size:,} bytes, more "
+                    "memory than the file's size allows",
+                    f"at most {max(0, meter.memory):,} more",
+                    "if its origin is trusted, unpack it, and zip it again without compression "
+                    "(zip -0 -r)",
+                )
             meter.make(entry.size)
             backing = DeflateBacking(packed, entry.size, entry.crc, entry.name, unpacked)
             packed = Region(backing, 0, entry.size)

@@ -77,7 +77,9 @@ class FileBacking:
                 while left and (part := file.read(left)):
                     parts.append(part)
                     left -= len(part)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: the file shrank since it was opened
+            if isinstance(error, CheckpointError):
+                raise
             raise self._unreadable(error) from error
         if left:
             raise CheckpointError("a file that was cut short", "the same file", path=self.path)

@@ -183,8 +183,16 @@ class LazyTensor:
         """The values: a read-only array of `shape` and `dtype`, memory-mapped where possible.
 
         A copy is made where the bytes in the file are in the other byte order, are unaligned, or
-        are bools. Raises CheckpointError if the file changed or the values are unsupported.
+        are bools. Raises CheckpointError if the file changed or differs from its checksum, if the
+        values are unsupported, or if a copy does not fit in memory.
         """
+        try:
+            return self._read()
+        except MemoryError as error:
+            size = f"a tensor of {self.nbytes:,} bytes, more than fits in memory"
+            raise CheckpointError(size, "one that fits", "add memory") from error
+
+    def _read(self) -> np.ndarray:
         if self.storage is None or self.storage.region is None:
             reason = self.unsupported or "a storage that is not in the file"
             raise CheckpointError(reason, "numbers", "save the values as a plain float tensor")

@@ -1,11 +1,11 @@
 """A weighted sample of keys in which the rare ones, that fit an image well, are common.
 
 Keys are drawn from a mixture of sequential proposals, one for each of several temperatures, from
-uniform keys to those that fit as well as the image allows. A proposal fixes the bits in the order of
-decision feedback, each from its two-point law given those before it (`decision_feedback`). A key's
-weight is its uniform probability over the probability of the whole mixture (the balance heuristic
-of Veach & Guibas, 1995), so that weighted frequencies are unbiased for uniform keys whatever the
-proposals are, and no weight exceeds their number.
+uniform keys to those that fit as well as the image allows. A proposal fixes the bits in the order
+of decision feedback, each from its two-point law given those before it (`decision_feedback`). A
+key's weight is its uniform probability over the probability of the whole mixture (the balance
+heuristic of Veach & Guibas, 1995), so that weighted frequencies are unbiased for uniform keys
+whatever the proposals are, and no weight exceeds their number.
 
 The sample depends on the image's information alone, not on any key or score: its randomness is the
 SHA-256 digest of those numbers. The same numbers give the same sample on every machine's CPU up to
@@ -102,7 +102,7 @@ def draw_key_sample(quadratic: Quadratic, image: int, num_samples: int) -> KeySa
     order, gain, offset, _ = mixture.feedback
     ordered = np.take_along_axis(np.take_along_axis(gain, order[:, :, None], 1), order[:, None], 2)
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
-        found = _draw(
+        operands = (
             labels,
             noise.reshape(len(labels), length, _COLUMNS),
             ordered,
@@ -113,6 +113,7 @@ def draw_key_sample(quadratic: Quadratic, image: int, num_samples: int) -> KeySa
             information,
             linear,
         )
+        found = jax.device_get(_draw(*jax.device_put(operands)))
         energies, log_weights = (np.asarray(part)[used] for part in found)
     ascending = np.argsort(energies, kind="stable")
     energies = energies[ascending] + quadratic.offset[image]

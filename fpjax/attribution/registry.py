@@ -3,50 +3,60 @@
 Whoever reads a registry can embed anyone's key, so that the file is created readable by its owner
 only; SQLite gives its journals the permissions of the file. Several processes may issue keys at
 once on a local file system. Network file systems whose locks don't work are no place for one.
+
+Each row has a checksum, compared when a registry is opened, so that no verdict rests on a flipped
+bit. Registries of format 1 had none: they are read as they are, and become format 2 with the first
+key that is issued or removed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 import secrets
 import sqlite3
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fpjax.errors import FpjaxError
-from fpjax.fingerprint.keys import hamming_distances, pack_words
+from fpjax.attribution.registry_file import (
+    FORMAT_VERSION,
+    RegistryWarning,
+    bring_up_to_date,
+    check_rows,
+    checksum,
+    connect,
+    format_version,
+    make_tables,
+    storage_errors,
+    warn_if_open_to_others,
+    width_of,
+)
+from fpjax.attribution.registry_names import (
+    MAX_USER_LENGTH,
+    RegistryError,
+    check_user,
+    look,
+    similar_names,
+    stored_form,
+)
 
 if TYPE_CHECKING:
     from typing import Self
 
-FORMAT_VERSION = 1
-MAX_USER_LENGTH = 200
-_APPLICATION_ID = int.from_bytes(b"fpjx", "big")
+__all__ = [
+    "FORMAT_VERSION",
+    "MAX_USER_LENGTH",
+    "Registry",
+    "RegistryError",
+    "RegistryWarning",
+    "UnknownUserError",
+    "check_user",
+]
+
 _MAX_DRAWS = 200
-# AUTOINCREMENT: numbers are never used twice, so "all keys after this number" finds every new one.
-_SCHEMA = """
-CREATE TABLE settings (
-  scheme_id TEXT NOT NULL,
-  key_length INTEGER NOT NULL,
-  minimum_distance INTEGER NOT NULL,
-  removals INTEGER NOT NULL
-);
-CREATE TABLE keys (
-  number INTEGER PRIMARY KEY AUTOINCREMENT,
-  user TEXT NOT NULL UNIQUE,
-  key BLOB NOT NULL UNIQUE CHECK (typeof(key) = 'blob' AND length(key) = {width})
-);
-"""
-
-
-class RegistryError(FpjaxError):
-    """A registry that can't be used, or an entry it refuses; the message is one line."""
 
 
 class UnknownUserError(RegistryError):
@@ -131,14 +141,10 @@ class Registry:
         except OSError as error:
             raise RegistryError(f"can't create the registry {path}: {error.strerror}") from error
         try:
-            connection = _connect(path, timeout)
+            connection = connect(path, timeout)
             try:
-                with _storage_errors(path, "create the registry", timeout), connection:
-                    connection.execute("BEGIN IMMEDIATE")
-                    connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-                    connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
-                    for statement in _SCHEMA.format(width=_width(key_length)).split(";"):
-                        connection.execute(statement)
+                with storage_errors(path, "create the registry", timeout), connection:
+                    make_tables(connection, width_of(key_length))
                     connection.execute(
                         "INSERT INTO settings VALUES (?, ?, ?, 0)",
                         (scheme_id, int(key_length), int(minimum_distance)),
@@ -163,8 +169,11 @@ class Registry:
           timeout: seconds to wait for another process that is writing.
 
         Raises:
-          RegistryError: if the file is missing, is no registry, was written by a newer fpjax, or
-            belongs to another scheme.
+          RegistryError: if the file is missing, is no registry, is damaged, was written by a newer
+            fpjax, or belongs to another scheme.
+
+        Warns:
+          RegistryWarning: if others than its owner may read or write the file.
         """
         path = Path(path)
         if not path.exists():
@@ -174,24 +183,19 @@ class Registry:
                 f"{path} is empty, left by a creation that was interrupted: remove it and create "
                 "the registry again"
             )
-        connection = _connect(path, timeout)
+        connection = connect(path, timeout)
         try:
-            with _storage_errors(path, "open the registry", timeout):
-                application = connection.execute("PRAGMA application_id").fetchone()[0]
-                version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if application != _APPLICATION_ID:
-                raise RegistryError(f"{path} is a database, but not a registry of keys")
-            if version > FORMAT_VERSION:
-                raise RegistryError(
-                    f"{path} has format version {version}, and this fpjax reads up to "
-                    f"{FORMAT_VERSION}: upgrade fpjax"
-                )
+            with storage_errors(path, "open the registry", timeout):
+                version = format_version(connection, path)
             registry = cls(path, connection, timeout)
             if scheme_id is not None and registry.scheme_id != scheme_id:
                 raise RegistryError(
                     f"{path} belongs to the scheme {registry.scheme_id!r}, not to {scheme_id!r}: "
                     "its keys would be read in the wrong directions"
                 )
+            with registry._storage("check the keys"):
+                check_rows(connection, path, version)
+            warn_if_open_to_others(path)
             return registry
         except BaseException:
             connection.close()
@@ -219,9 +223,9 @@ class Registry:
           (L,) uint8 of 0 and 1.
 
         Raises:
-          RegistryError: if the name can't be used or has a key, if the given key is another
-            user's or too near to it, if no key far enough from all others turned up, or if the
-            file can't be written.
+          RegistryError: if the name can't be used, has a key, or looks like the name of someone who
+            has, if the given key is another user's or too near to it, if no key far enough from
+            all others turned up, or if the file can't be written.
           ValueError: if the given key isn't L bits, or both `key` and `rng` are given.
         """
         user = check_user(user)
@@ -232,6 +236,12 @@ class Registry:
         with self._transaction(f"issue a key to {user!r}") as connection:
             if connection.execute("SELECT 1 FROM keys WHERE user = ?", (user,)).fetchone():
                 raise RegistryError(f"{user!r} has a key already in {self.path}")
+            seen = connection.execute("SELECT user FROM keys WHERE look = ?", (look(user),))
+            if (other := seen.fetchone()) is not None:
+                raise RegistryError(
+                    f"the user's name {user!a} looks like {other[0]!a}, who has a key in "
+                    f"{self.path}: choose another"
+                )
             if self.minimum_distance > 1:
                 self._refresh()
             if key is None:
@@ -245,7 +255,10 @@ class Registry:
                     f"{max(1, self.minimum_distance)} bits"
                 )
             packed = np.packbits(key).tobytes()
-            connection.execute("INSERT INTO keys (user, key) VALUES (?, ?)", (user, packed))
+            connection.execute(
+                "INSERT INTO keys (user, key, checksum, look) VALUES (?, ?, ?, ?)",
+                (user, packed, checksum(user, packed), look(user)),
+            )
         return key
 
     def key_of(self, user: str) -> np.ndarray:
@@ -254,14 +267,14 @@ class Registry:
         Raises:
           UnknownUserError: if the user holds none; the message names users of similar names.
         """
-        user = check_user(user)
+        user = stored_form(user)
         with self._storage("read a key"):
             row = self._connection.execute(
                 "SELECT key FROM keys WHERE user = ?", (user,)
             ).fetchone()
         if row is None:
             raise self._unknown(user)
-        return self._unpack(row[0], 1)[0]
+        return self._unpack(row[0])[0]
 
     def users(self) -> list[str]:
         """Names in order of issue."""
@@ -273,7 +286,17 @@ class Registry:
         """All users and their keys in order of issue: N names, and (N, L) uint8."""
         with self._storage("read the keys"):
             rows = self._connection.execute("SELECT user, key FROM keys ORDER BY number").fetchall()
-        return [user for user, _ in rows], self._unpack(b"".join(key for _, key in rows), len(rows))
+        return [user for user, _ in rows], self._unpack(b"".join(key for _, key in rows))
+
+    def words(self) -> tuple[list[str], np.ndarray]:
+        """All users and their packed keys in order of issue, for comparisons by words.
+
+        Returns:
+          N names, and (N, ceil(L / 64)) uint64 as `pack_words` makes them of the bits.
+        """
+        with self._storage("read the keys"):
+            rows = self._connection.execute("SELECT user, key FROM keys ORDER BY number").fetchall()
+        return [user for user, _ in rows], self._as_words(b"".join(key for _, key in rows))
 
     def remove(self, user: str) -> None:
         """Forgets a user and overwrites the key in the file.
@@ -284,7 +307,7 @@ class Registry:
         Raises:
           UnknownUserError: if the user holds no key.
         """
-        user = check_user(user)
+        user = stored_form(user)
         with self._transaction(f"remove {user!r}") as connection:
             if not connection.execute("DELETE FROM keys WHERE user = ?", (user,)).rowcount:
                 raise self._unknown(user)
@@ -314,13 +337,14 @@ class Registry:
         if os.getpid() != self._process:
             # SQLite's locks belong to a process; a fork that used them could damage the file.
             raise RegistryError(f"{self.path} was opened in another process: open it in this one")
-        return _storage_errors(self.path, action, self._timeout)
+        return storage_errors(self.path, action, self._timeout)
 
     @contextlib.contextmanager
     def _transaction(self, action: str) -> Iterator[sqlite3.Connection]:
         with self._storage(action):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
+                bring_up_to_date(self._connection, self.path)
                 yield self._connection
                 self._connection.execute("COMMIT")
             except BaseException:
@@ -335,14 +359,14 @@ class Registry:
         rows = self._connection.execute(
             "SELECT number, key FROM keys WHERE number > ? ORDER BY number", (last,)
         ).fetchall()
-        new = pack_words(self._unpack(b"".join(key for _, key in rows), len(rows)))
+        new = self._as_words(b"".join(key for _, key in rows))
         self._words = np.concatenate([self._words, new]) if last else new
         self._seen = (removals, rows[-1][0] if rows else last)
 
     def _draw(self, rng: np.random.Generator | None) -> np.ndarray:
         for _ in range(_MAX_DRAWS):
             if rng is None:
-                raw = np.frombuffer(secrets.token_bytes(_width(self.key_length)), np.uint8)
+                raw = np.frombuffer(secrets.token_bytes(width_of(self.key_length)), np.uint8)
                 key = np.unpackbits(raw, count=self.key_length)
             else:
                 key = rng.integers(0, 2, self.key_length, np.uint8)
@@ -363,7 +387,8 @@ class Registry:
             return (0, row[0]) if row else None
         if not len(self._words):
             return None
-        distances = hamming_distances(self._words, pack_words(key))
+        words = self._as_words(np.packbits(key).tobytes())
+        distances = np.bitwise_count(self._words ^ words).sum(-1, dtype=np.int64)
         nearest = int(distances.argmin())
         if distances[nearest] >= self.minimum_distance:
             return None
@@ -380,102 +405,22 @@ class Registry:
             raise ValueError("key holds other values than the bits 0 and 1")
         return key.astype(np.uint8)
 
-    def _unpack(self, packed: bytes, num: int) -> np.ndarray:
-        width = _width(self.key_length)
-        if len(packed) != num * width:
+    def _rows(self, packed: bytes) -> np.ndarray:
+        width = width_of(self.key_length)
+        if len(packed) % width:
             raise RegistryError(f"{self.path} is damaged: it holds keys that aren't {width} bytes")
-        rows = np.frombuffer(packed, np.uint8).reshape(num, width)
-        return np.unpackbits(rows, axis=1, count=self.key_length)
+        return np.frombuffer(packed, np.uint8).reshape(-1, width)
+
+    def _unpack(self, packed: bytes) -> np.ndarray:
+        return np.unpackbits(self._rows(packed), axis=1, count=self.key_length)
+
+    def _as_words(self, packed: bytes) -> np.ndarray:
+        # The file's bytes are packed bits already.
+        rows = self._rows(packed)
+        padded = np.pad(rows, ((0, 0), (0, -rows.shape[1] % 8)))
+        return np.ascontiguousarray(padded).view(np.uint64)
 
     def _unknown(self, user: str) -> UnknownUserError:
-        close = _similar_names(user, self.users())
+        close = similar_names(user, self.users())
         hint = f"; the closest names are {', '.join(map(repr, close))}" if close else ""
         return UnknownUserError(f"{user!r} holds no key in {self.path}{hint}")
-
-
-def check_user(user: str) -> str:
-    """A user's name as it is stored: NFC, no spaces around it.
-
-    Raises:
-      RegistryError: if it is empty, longer than 200 characters, or has characters that control a
-        terminal or the direction of text, in which a report could be made to name someone else.
-
-    >>> check_user(" Zoe\\u0308 ") == "Zo\\u00eb"
-    True
-    """
-    if not isinstance(user, str):
-        raise TypeError(f"a user's name is text, got {type(user).__name__}")
-    for character in user:
-        category = unicodedata.category(character)
-        direction = unicodedata.bidirectional(character)
-        if category in ("Cc", "Cs", "Zl", "Zp") or direction in _DIRECTION_CONTROLS:
-            raise RegistryError(
-                f"the user's name {user[:MAX_USER_LENGTH]!a} contains the control character "
-                f"U+{ord(character):04X}"
-            )
-    user = unicodedata.normalize("NFC", user).strip()
-    if not user:
-        raise RegistryError("the user's name is empty")
-    if len(user) > MAX_USER_LENGTH:
-        raise RegistryError(
-            f"the user's name {user[:20]!r}... has {len(user)} characters: at most "
-            f"{MAX_USER_LENGTH} are kept"
-        )
-    return user
-
-
-_DIRECTION_CONTROLS = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
-
-
-def _similar_names(name: str, names: list[str], num: int = 3) -> list[str]:
-    """The closest of many names: a quick count of shared pairs of letters, then `difflib`."""
-    folded = name.casefold()
-    pairs = {folded[i : i + 2] for i in range(len(folded) - 1)} or {folded}
-    shared = [(sum(pair in other.casefold() for pair in pairs), other) for other in names]
-    # difflib takes about 20 us a name: a second and more for 100,000 of them.
-    shortlist = [other for count, other in sorted(shared, reverse=True)[:200] if count]
-    by_folded = {other.casefold(): other for other in shortlist}
-    return [by_folded[match] for match in difflib.get_close_matches(folded, by_folded, num)]
-
-
-def _width(key_length: int) -> int:
-    return -(-key_length // 8)
-
-
-def _connect(path: Path, timeout: float) -> sqlite3.Connection:
-    with _storage_errors(path, "open the registry", timeout):
-        # mode=rw: a path that vanished must not come back as an empty database.
-        connection = sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=timeout, isolation_level=None
-        )
-    try:
-        with _storage_errors(path, "open the registry", timeout):
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA secure_delete = ON")
-            connection.execute("PRAGMA trusted_schema = OFF")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-@contextlib.contextmanager
-def _storage_errors(path: Path, action: str, timeout: float) -> Iterator[None]:
-    """Turns SQLite's errors into one line that says what to do."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        name = getattr(error, "sqlite_errorname", "")
-        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-            reason = f"another process has been writing to it for {timeout:g} s: try again later"
-        elif name.startswith("SQLITE_FULL"):
-            reason = "the disk is full: nothing was changed, make room and try again"
-        elif name.startswith("SQLITE_NOTADB"):
-            reason = "it is not a registry of keys (not an SQLite file)"
-        elif name.startswith("SQLITE_CORRUPT"):
-            reason = "the file is damaged: restore it from a copy"
-        elif name.startswith("SQLITE_READONLY"):
-            reason = "the file, or its folder, can't be written to"
-        else:
-            reason = " ".join(str(error).split())
-        raise RegistryError(f"can't {action} in {path}: {reason}") from error

@@ -1,4 +1,4 @@
-"""Pictures in other colour spaces to sRGB: ICC profiles, and what a PNG says of its encoding.
+"""Pictures in other colour spaces to sRGB: ICC profiles, and what PNG and AVIF say without one.
 
 Generators make sRGB. A picture of the same colours in another space has other numbers, and would
 be taken for another picture. What a file says is taken as viewers take it: an ICC profile wins,
@@ -32,6 +32,7 @@ _BRADFORD = np.array(
 )
 _PROFILE_BYTES = 4 << 20  # real ones have 0.5 to 600 kB
 _CHUNKS_BYTES = 1 << 20  # of all small chunks that are looked at
+_HEAD_BYTES = 1 << 16
 _SAME = 2  # 8-bit levels: profiles of sRGB differ by one, from rounding and white points
 
 
@@ -41,7 +42,7 @@ class ColourError(ValueError):
 
 @dataclass(frozen=True)
 class Encoding:
-    """What a PNG says of its colours.
+    """What a PNG or AVIF says of its colours.
 
     Attributes:
       name: in words.
@@ -126,6 +127,30 @@ def png_encoding(file: BinaryIO) -> Encoding | None:
     names = [] if same_gamma else [f"gamma {gamma:g}"]
     names += [] if same_primaries else ["other primaries"]
     return Encoding(" and ".join(names), SRGB_PRIMARIES if same_primaries else primaries, curve)
+
+
+def avif_encoding(file: BinaryIO) -> Encoding | None:
+    """What an AVIF file without an ICC profile says of its colours; None where it is sRGB.
+
+    BT.709's transfer and what is unspecified are taken as sRGB, as viewers do.
+
+    Raises:
+      ColourError: for high dynamic range, and primaries or transfers that are not known.
+    """
+    file.seek(0)
+    head = file.read(_HEAD_BYTES)
+    at = head.find(b"colrnclx")
+    if at < 0 or len(head) < at + 14:
+        return None
+    primaries, transfer = struct.unpack_from(">2H", head, at + 8)
+    transfer = 13 if transfer in (1, 2, 6, 14, 15) else transfer
+    primaries = 1 if primaries in (2, 5, 6) else primaries
+    if primaries not in _PRIMARIES or transfer not in _TRANSFERS:
+        raise ColourError(f"its colours are coded as {primaries}/{transfer} (nclx)")
+    if (primaries, transfer) == (1, 13):
+        return None
+    name, where = _PRIMARIES[primaries]
+    return Encoding(f"{name}, {_TRANSFERS[transfer]} (nclx)", where, _linear(transfer))
 
 
 def to_srgb(pixels: np.ndarray, encoding: Encoding) -> np.ndarray:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from fpjax.data.atomic import atomic_write
-from fpjax.data.colour import ColourError, icc_to_srgb, png_encoding, to_srgb
+from fpjax.data.colour import ColourError, avif_encoding, icc_to_srgb, png_encoding, to_srgb
 from fpjax.data.text import printable
 from fpjax.errors import FpjaxError
 
@@ -87,7 +87,9 @@ def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
 
 
 def save_image(path: str | os.PathLike, image: np.ndarray) -> None:
-    """Writes an (H, W, 3 or 1) uint8 image; the suffix says the format. The name appears whole.
+    """Writes a colour (H, W, 3) or grey (H, W, 1) uint8 image in the format of the suffix.
+
+    The name appears whole or not at all.
 
     Raises:
       ValueError: for another dtype or shape, or a suffix that is no image format.
@@ -95,7 +97,7 @@ def save_image(path: str | os.PathLike, image: np.ndarray) -> None:
     from PIL import Image
 
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
-        raise ValueError(f"image is {image.dtype} {image.shape}: expected uint8 (H, W, 3 or 1)")
+        raise ValueError(f"image is {image.dtype} {image.shape}: expected uint8 (H, W, 1 or 3)")
     path = Path(path)
     suffix = path.suffix.lower()
     formats = Image.registered_extensions()
@@ -135,8 +137,9 @@ def read_image(
     """Reads an 8-bit image file (PNG, JPEG, WebP, AVIF, ...) as viewers show it.
 
     The EXIF orientation is honoured and colours are converted to sRGB, from an ICC profile or from
-    what a PNG states; the notes say so. Stored sRGB values are given back exactly. Of an MPO the
-    first picture is read, of an ICO the largest; 16-bit PNGs are taken if they hold 8-bit values.
+    what a PNG or AVIF states; the notes say so. Stored sRGB values are given back exactly. Of an
+    MPO the first picture is read, of an ICO the largest; 16-bit PNGs are taken if they hold 8-bit
+    values.
 
     Args:
       path: the file; its content decides the format, not its name.
@@ -197,6 +200,8 @@ def _read(picture: Image.Image, file: BinaryIO, image_shape) -> ImageFile:
     profile = picture.info.get("icc_profile")
     if picture.format == "JPEG2000":
         profile = _jp2_profile(file)
+    elif picture.format == "AVIF" and not profile:
+        encoding = avif_encoding(file)
     elif encoding is not None and encoding.name.endswith("(cICP)"):
         profile = None
     file.seek(position)

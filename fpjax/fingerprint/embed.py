@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from pathlib import Path
 from typing import Literal
@@ -75,6 +76,11 @@ def _decode(generator: Generator, latents: Array) -> Array:
     return jnp.clip(generator.decode(generator.params, latents), -1, 1)
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def _normal(key: Array, shape: tuple[int, int]) -> Array:
+    return jax.random.normal(key, shape, "float32")
+
+
 @jax.jit
 def _project(scheme: Scheme, latents: Array) -> Array:
     return scheme.project(latents)
@@ -104,6 +110,11 @@ def decode_images(generator: Generator, latents, batch: int = BATCH) -> np.ndarr
     if not parts:
         return np.zeros((0, *generator.image_shape), np.float32)
     return np.concatenate(parts)[:count]
+
+
+def natural_images(generator: Generator, key: Array, num: int) -> np.ndarray:
+    """(num, H, W, C) uint8 images of natural latents, as a user without a key would get them."""
+    return to_uint8(decode_images(generator, generator.natural_latents(key, num)))
 
 
 def embed(scheme: Scheme, alpha, keys) -> np.ndarray:
@@ -163,7 +174,7 @@ def generate(
         coordinates = project(scheme, natural)
     elif alpha == "sampled":
         shape = (len(keys), scheme.num_alpha)
-        normal = np.asarray(jax.device_get(jax.random.normal(key, shape, "float32")))
+        normal = np.asarray(jax.device_get(_normal(key, shape)))
         coordinates = normal * scheme.alpha_std
     else:
         raise InputError(f"alpha {alpha!r}: choose 'projected' or 'sampled'")

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import time
+import warnings
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -18,9 +19,13 @@ from fpjax.attribution.registry import (
     FORMAT_VERSION,
     Registry,
     RegistryError,
+    RegistryWarning,
     UnknownUserError,
     check_user,
 )
+from fpjax.attribution.registry_file import checksum
+from fpjax.attribution.registry_names import look
+from fpjax.fingerprint.keys import pack_words
 
 
 @pytest.fixture
@@ -40,7 +45,10 @@ def fill(path, keys):
     """Adds users 0, 1, ... behind the registry's back, faster than one transaction a user."""
     with sqlite3.connect(path) as connection:
         rows = ((f"user-{i}", np.packbits(key).tobytes()) for i, key in enumerate(keys))
-        connection.executemany("INSERT INTO keys (user, key) VALUES (?, ?)", rows)
+        rows = ((user, key, checksum(user, key), look(user)) for user, key in rows)
+        connection.executemany(
+            "INSERT INTO keys (user, key, checksum, look) VALUES (?, ?, ?, ?)", rows
+        )
     connection.close()
 
 
@@ -181,6 +189,121 @@ def test_a_removed_user_leaves_no_key_in_the_file(path):
         assert registry.users() == ["ada", "eve", "bob"]
 
 
+@pytest.mark.parametrize("length", [8, 63, 64, 70, 200])
+def test_words_are_the_keys_packed(path, length):
+    with create(path, length) as registry:
+        assert registry.words()[1].shape == (0, -(-length // 64))
+        for user in ("zoe", "ada", "bob"):
+            registry.issue(user)
+        users, words = registry.words()
+        assert users == ["zoe", "ada", "bob"] and words.dtype == np.uint64
+        np.testing.assert_array_equal(words, pack_words(registry.keys()[1]))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("coco", "\u0441\u043e\u0441\u043e"),  # Cyrillic
+        ("\u03bf\u03c1", "\u043e\u0440"),  # Greek and Cyrillic
+        ("lan", "Ian"),
+        ("bill", "bi11"),
+        ("Otto", "0tto"),
+        ("modern", "modem"),
+    ],
+)
+def test_a_name_that_looks_like_another_users_is_refused(path, first, second):
+    with create(path) as registry:
+        registry.issue(first)
+        with pytest.raises(RegistryError, match="looks like") as error:
+            registry.issue(second)
+        assert str(error.value).isascii()  # so that the two can be told apart
+        registry.remove(first)
+        registry.issue(second)
+
+
+FORMAT_1 = """
+CREATE TABLE settings (scheme_id TEXT NOT NULL, key_length INTEGER NOT NULL,
+  minimum_distance INTEGER NOT NULL, removals INTEGER NOT NULL);
+CREATE TABLE keys (number INTEGER PRIMARY KEY AUTOINCREMENT, user TEXT NOT NULL UNIQUE,
+  key BLOB NOT NULL UNIQUE CHECK (typeof(key) = 'blob' AND length(key) = 8));
+INSERT INTO settings VALUES ('scheme-1', 64, 4, 0);
+PRAGMA application_id = 1718643320;
+PRAGMA user_version = 1;
+"""
+
+
+@pytest.fixture
+def old(path):
+    """A registry as format 1 wrote it, with a name that would be refused today."""
+    keys = np.random.default_rng(0).integers(0, 2, (3, 64), np.uint8)
+    with sqlite3.connect(path) as connection:
+        connection.executescript(FORMAT_1)
+        rows = zip(("ada", "lab: 3", "a\u200db"), map(bytes, np.packbits(keys, 1)), strict=True)
+        connection.executemany("INSERT INTO keys (user, key) VALUES (?, ?)", rows)
+    connection.close()
+    path.chmod(0o600)
+    return keys
+
+
+def version_of(path):
+    with sqlite3.connect(path) as connection:
+        return connection.execute("PRAGMA user_version").fetchone()[0]
+
+
+def test_a_registry_of_format_1_is_read_and_reading_changes_nothing(path, old):
+    before = path.read_bytes()
+    with Registry.open(path, scheme_id="scheme-1") as registry:
+        np.testing.assert_array_equal(registry.keys()[1], old)
+        np.testing.assert_array_equal(registry.key_of("lab: 3"), old[1])
+    assert path.read_bytes() == before
+
+
+def test_the_first_write_brings_format_1_up_to_date(path, old):
+    with Registry.open(path) as first, Registry.open(path) as second:
+        first.issue("bob")
+        assert version_of(path) == FORMAT_VERSION == 2
+        second.issue("eve")
+        with pytest.raises(RegistryError, match="looks like 'ada'"):
+            second.issue("\u0430\u0501\u0430")
+        first.remove("a\u200db")
+    with Registry.open(path) as registry:
+        assert registry.users() == ["ada", "lab: 3", "bob", "eve"]
+        np.testing.assert_array_equal(registry.keys()[1][:2], old[:2])
+    flip(path, np.packbits(old[0]).tobytes(), 3)
+    with pytest.raises(RegistryError, match="1 keys differ from their checksums"):
+        Registry.open(path)
+
+
+def flip(path, where: bytes, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    at = data.index(where) + position
+    data[at] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("what", ["key", "user", "checksum"])
+def test_one_flipped_bit_in_a_row_is_found_on_opening(path, what):
+    with create(path) as registry:
+        registry.issue("ada")
+        key = np.packbits(registry.issue("robert")).tobytes()
+    where = {"key": key, "user": b"robert" + key, "checksum": checksum("robert", key)}[what]
+    flip(path, where, 2)
+    with pytest.raises(RegistryError, match=r"damaged: .*\(numbers 2\): restore"):
+        Registry.open(path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes of files are POSIX")
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o622])
+def test_a_registry_that_others_may_read_is_opened_with_a_warning(path, mode):
+    create(path).close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Registry.open(path).close()
+    path.chmod(mode)
+    with pytest.warns(RegistryWarning, match=f"mode 0{mode:o}.*chmod 600"):
+        Registry.open(path).close()
+
+
 def test_names_are_the_same_however_they_were_typed(path):
     with create(path) as registry:
         key = registry.issue("  Zoe\u0308 ")
@@ -202,6 +325,28 @@ def test_names_are_the_same_however_they_were_typed(path):
         ("bob\u202eada", "U\\+202E"),
         ("a\u2028b", "U\\+2028"),
         ("\ud800", "U\\+D800"),
+        ("a\u200bda", "U\\+200B"),
+        ("a\u200dda", "U\\+200D"),
+        ("ada\ufeff", "U\\+FEFF"),
+        ("a\u00adda", "U\\+00AD"),
+        ("ada\u3164", "U\\+3164"),
+        ("ada\ufe0f", "U\\+FE0F"),
+        ("ada\u00a0b", "U\\+00A0"),
+        ("ada\U000e0061", "U\\+E0061"),
+        ("ada  b", "two spaces"),
+        ("\u0430da", "mixes Cyrillic and Latin"),
+        ("ad\u03b1", "mixes Greek and Latin"),
+        ("\uff41da", "write 'ada'"),
+        ("\U0001d41ada", "write 'ada'"),
+        ("not attributed", "reads like a verdict"),
+        ("NOT Attributed", "reads like a verdict"),
+        ("n0t attributed", "reads like a verdict"),
+        ("Unattributed", "reads like a verdict"),
+        ("no key close enough", "reads like a verdict"),
+        ("eve (64/64 bits, p = 1.0e-20)", "reads like a verdict"),
+        ("b.png: eve", "reads like a verdict"),
+        ("b.png:", "reads like a verdict"),
+        ("nobody", "reads like a verdict"),
     ],
 )
 def test_names_that_could_not_be_shown_are_refused(path, name, complaint):
@@ -211,7 +356,19 @@ def test_names_that_could_not_be_shown_are_refused(path, name, complaint):
 
 
 @pytest.mark.parametrize(
-    "name", ["x" * 200, "李小龍", "O'Brien; DROP TABLE keys", "👩\u200d🔬", "%_"]
+    "name",
+    [
+        *("x" * 200, "李小龍", "O'Brien; DROP TABLE keys", "👩🔬", "%_", "Zoë", "Сара", "Νίκος"),
+        *(
+            "김민수 Kim",
+            "トム・ハンクス",
+            "ada@lab.example",
+            "lab:3",
+            "Attila",
+            "Notker",
+            "user 10/64",
+        ),
+    ],
 )
 def test_names_of_all_kinds_are_kept(path, name):
     with create(path) as registry:

@@ -191,6 +191,40 @@ def test_display_p3_by_cicp_is_converted(path):
     assert "Display P3" in found.notes[0]
 
 
+def avif(primaries: int, transfer: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture()).save(buffer, format="AVIF", quality=100, subsampling="4:4:4")
+    head, mark, tail = buffer.getvalue().partition(b"colrnclx")
+    assert mark
+    return head + mark + struct.pack(">2H", primaries, transfer) + tail[4:]
+
+
+@pytest.mark.parametrize("coded", [(1, 13), (1, 1), (2, 2), (6, 6)])
+def test_avif_files_that_mean_srgb_are_taken_as_they_are(path, coded):
+    path.write_bytes(avif(*coded))
+    found = read_image(path)
+    assert found.notes == ()
+    assert np.abs(found.pixels.astype(int) - picture()).mean() < 2
+
+
+def test_display_p3_in_avif_is_converted(path):
+    path.write_bytes(avif(1, 13))
+    stored = load_image(path)
+    path.write_bytes(avif(12, 13))
+    found = read_image(path)
+    assert found.notes == ("converted to sRGB from Display P3, sRGB (nclx)",)
+    path.write_bytes(png_of(stored, 2, 8, chunk(b"cICP", bytes((12, 13, 0, 1)))))
+    np.testing.assert_array_equal(found.pixels, load_image(path))
+    assert np.abs(found.pixels.astype(int) - stored).max() > 3
+
+
+@pytest.mark.parametrize("coded", [(9, 16), (9, 18), (22, 13)])
+def test_avif_of_high_dynamic_range_is_refused(path, coded):
+    path.write_bytes(avif(*coded))
+    with pytest.raises(ImageError, match=r"nclx.*convert it to sRGB"):
+        load_image(path)
+
+
 def test_neutral_stays_neutral_whatever_the_white_point():
     d50 = Encoding("", (0.3457, 0.3585, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06), LINEAR)
     grey = to_srgb(ramp(), d50)

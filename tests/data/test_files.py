@@ -109,6 +109,8 @@ def test_a_grey_generator_gets_one_channel(tmp_path):
         found = read_image(tmp_path / name, (8, 8, 1))
         np.testing.assert_array_equal(found.pixels, grey[..., None])
         assert found.notes == ()
+    save_image(tmp_path / "saved.png", grey[..., None])
+    np.testing.assert_array_equal(load_image(tmp_path / "saved.png", (8, 8, 1)), grey[..., None])
     save_image(tmp_path / "colour.png", _image())
     found = read_image(tmp_path / "colour.png", (8, 8, 1))
     assert found.pixels.shape == (8, 8, 1) and found.notes == ("made grey",)
@@ -337,7 +339,7 @@ def test_eight_bit_values_survive_the_round_trip_to_floats():
 
 
 def test_what_is_no_image_is_not_written(tmp_path):
-    with pytest.raises(ValueError, match=r"expected uint8 \(H, W, 3\)"):
+    with pytest.raises(ValueError, match=r"expected uint8 \(H, W, 1 or 3\)"):
         save_image(tmp_path / "a.png", np.zeros((4, 4, 3), np.float32))
     with pytest.raises(ValueError, match=r"try \.png"):
         save_image(tmp_path / "a.txt", _image())

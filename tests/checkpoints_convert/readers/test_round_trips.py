@@ -18,7 +18,6 @@ from checkpoints_convert.readers import (
     Limits,
     Opaque,
     find,
-    is_module,
     nonfinite,
     read,
 )
@@ -30,7 +29,7 @@ from tests.checkpoints_convert.readers.forge import (
     torch_stream,
     torch_zip,
 )
-from tests.fixtures import fixture
+from tests.reference import fixture
 
 torch = pytest.importorskip("torch", reason="torch writes the files that are read back")
 
@@ -127,32 +126,6 @@ def test_shared_storages_stay_shared_and_parameters_are_tensors(tmp_path, kind):
     for name in ("head", "tail", "parameter"):
         assert_same(tensors[name], state[name])
     assert_same(tensors["nested.0.x"], base[5])
-
-
-@pytest.mark.parametrize("kind", FORMATS)
-def test_whole_modules_give_their_state_dict(tmp_path, kind):
-    module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
-    module.add_module("shared", module[0])
-    module.register_buffer("scratch", torch.ones(9), persistent=False)
-    module.register_buffer("unset", None)
-    saved = {"g_ema": torch.nn.DataParallel(module), "args": {"lr": 0.1}}
-    for name, value in (("m", module), ("d", saved)):
-        torch.save(value, tmp_path / name, _use_new_zipfile_serialization=FORMATS[kind])
-    alone, inside = read(tmp_path / "m"), read(tmp_path / "d")
-    assert (alone.tree.module, alone.tree.name) == ("torch.nn.modules.container", "Sequential")
-    assert is_module(alone.tree) and is_module(inside.tree["g_ema"]) and not is_module(inside.tree)
-    expected = module.state_dict()
-    assert list(alone.tensors()) == list(inside.tensors("g_ema.module")) == list(expected)
-    for name, value in expected.items():
-        assert_same(alone.tensors()[name], value)
-        assert_same(inside.tensors()[f"g_ema.module.{name}"], value)
-
-
-def test_a_module_inside_itself_is_refused_or_ends(tmp_path):
-    module = torch.nn.Linear(2, 3)
-    module._modules["again"] = module
-    torch.save(module, tmp_path / "m")
-    assert set(read(tmp_path / "m").tensors()) == {"weight", "bias"}
 
 
 def test_tensors_with_attributes_and_numpy_arrays_in_torch_files(tmp_path):
