@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -55,9 +56,9 @@ def build_parser() -> Parser:
             overview = _overview(f"fpjax {group} COMMAND", members)
             parser = commands[""].add_parser(group, description=overview)
             commands[group] = _subcommands(parser, " or ".join(members))
-        parser = commands[group].add_parser(last, description=module.__doc__.strip())
-        module.add_arguments(parser)
+        parser = commands[group].add_parser(last, description=(module.__doc__ or "").strip())
         parser.set_defaults(module=module, prog=parser.prog)
+        module.add_arguments(parser)
     return root
 
 
@@ -83,10 +84,11 @@ def _parse(arguments: list[str]):
         args, rest = build_parser().parse_known_args(arguments)
     except flags.Error as error:  # of a flag that another library defines, or --flagfile
         raise UsageError(str(error)) from error
-    if rest and hasattr(args, "images") and not any(word.startswith("-") for word in rest):
+    names = getattr(args, "names", None)
+    if names is not None and not any(word.startswith("-") for word in rest):
         # argparse takes one run of names; those behind a flag are left over.
-        args.images, rest = [*args.images, *rest], []
-    if rest:
+        names.extend(rest)
+    elif rest:
         raise UsageError(f"unknown arguments: {' '.join(rest)}; see {args.prog} --help")
     return args
 
@@ -95,7 +97,7 @@ def run(arguments: list[str]) -> int:
     """Runs one command line (without the program's name) and returns its exit code."""
     for stream in (sys.stdout, sys.stderr):
         # Names of files may hold what the terminal cannot show.
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         if not arguments or arguments[0] == "help":
