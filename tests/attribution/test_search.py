@@ -154,7 +154,7 @@ def test_the_bound_is_below_every_energy_and_whole_at_full_rank(kind, num_forms)
     information = information - 1e-5 * np.trace(information) / 64 * np.eye(64)  # not quite psd
     quadratic = antipodal_form(information, linear)
     bits = rng.integers(0, 2, (3_000, 64), np.uint8)
-    bound = soft_bound(quadratic, num_forms)
+    bound = soft_bound(quadratic).keep(num_forms)
     products = (2.0 * bits - 1).astype(np.float32) @ bound.forms[0]
     lower = (products[:, :-1] ** 2).sum(-1) / 2 - products[:, -1] + bound.constant[0]
     exact = energies(quadratic, bits)[0]
