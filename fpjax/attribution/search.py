@@ -211,7 +211,7 @@ def _key_bits(source: KeySource, indices: np.ndarray) -> np.ndarray:
 
 
 def _choose_bound(source: KeySource, quadratic: Quadratic, limits: np.ndarray) -> SoftBound:
-    """The bound that costs least, counting what it leaves to exact arithmetic in a sample of keys."""
+    """The bound that costs least, with what it leaves to exact arithmetic in a sample of keys."""
     length = quadratic.linear.shape[1]
     bound = soft_bound(quadratic)
     words = np.asarray(source.words(0, GROUP))[: max(SOFT_ROWS, min(_SAMPLE, len(source)))]
