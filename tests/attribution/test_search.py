@@ -105,6 +105,19 @@ def test_stored_words_of_32_and_64_bits_and_files_are_the_same_keys(tmp_path):
         assert_best_matches(found, keys, bits, 10)
 
 
+@pytest.mark.parametrize("place", [0, 3, 60_000])
+def test_keys_at_any_address_are_searched_and_ties_go_to_the_first(place):
+    """XLA reads memory at multiples of 64 bytes; a slice begins anywhere."""
+    words = np.random.default_rng(8).integers(0, 2**64, 70_010, np.uint64, endpoint=False)
+    for first in range(8):
+        memory = words[first : first + 70_001].copy() if first == 0 else words[first:][:70_001]
+        source = StoredKeys(memory, 64)
+        bits = unpack_keys(memory.view(np.uint32).reshape(-1, 2), 64)
+        doubled = bits[[place]]
+        found = search_matching(source, doubled, num_best=5, block_size=BLOCK)
+        assert_best_matches(found, bits, doubled, 5)
+
+
 @pytest.mark.parametrize("length", [64, 100])
 def test_derived_keys_are_searched_without_being_stored(length):
     source = DerivedKeys(bytes(range(32)), count=90_000, key_length=length)
@@ -191,7 +204,7 @@ def test_an_interruption_ends_the_search_at_once_and_progress_reaches_the_end():
         progress=lambda done, total: seen.append((done, total)),
         block_size=BLOCK,
     )
-    assert seen[-1] == (20 * BLOCK, 20 * BLOCK) and len(seen) == 20
+    assert seen[-1] == (20 * BLOCK, 20 * BLOCK) and 20 <= len(seen) <= 22
 
 
 @pytest.mark.parametrize(
