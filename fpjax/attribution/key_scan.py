@@ -26,8 +26,10 @@ BLOCK_SIZE = 1 << 21
 """Keys a block: 16 MiB at 64 bits, about a millisecond for one image."""
 GROUP = MATCHING_ROWS * COLUMNS
 """Blocks are multiples of this many keys."""
-_PIECE = 1 << 20
-"""Keys looked at one by one at a time."""
+_PIECE = 1 << 17
+"""Keys looked at one by one at a time: 64 MiB of symbols in float64 at 64 bits."""
+_RESULTS = 1 << 24
+"""Bounds that a block may have."""
 
 Progress = Callable[[int, int], None]
 Bounds = Callable[[Any], Any]
@@ -64,6 +66,12 @@ class BestKeys:
         if self.revoked.size and not 0 <= self.revoked[0] <= self.revoked[-1] < total:
             raise ValueError(f"revoked keys lie beyond the {total} there are")
         self.compared = total - len(self.revoked)
+        if count == 0 or self.compared == 0:
+            raise ValueError(
+                "there are no images to search for"
+                if count == 0
+                else f"all {total} keys are revoked: none is left to search"
+            )
         self.pairs = count * total
         self.examined = 0
         kept = min(num_best, self.compared)
@@ -104,7 +112,8 @@ class KeyScan:
         if threads is not None and threads < 1:
             raise ValueError(f"threads is {threads}: expected at least 1")
         self.source, self.best, self.rows, self.mesh = source, best, rows, mesh
-        self.blocks = _plan(source, block_size, unit)
+        most = _RESULTS * rows // len(best.scores) // unit * unit
+        self.blocks = _plan(source, min(block_size, max(unit, most)), unit)
         on_host = mesh is None and jax.default_backend() == "cpu"
         self.threads = threads or ((os.cpu_count() or 1) if on_host else 1)
         self.progress = progress

@@ -43,6 +43,8 @@ from fpjax.fingerprint.energy import (
 from fpjax.fingerprint.packed import num_words, pack_keys, unpack_keys
 from fpjax.fingerprint.stored import KeySource, StoredKeys, as_uint64
 
+__all__ = ["KeySource", "Ranking", "StoredKeys", "search_matching", "search_soft"]
+
 _STEP = 8
 """Numbers of linear forms that are tried are multiples of it: each is compiled anew."""
 _SAMPLE = 1 << 12
@@ -78,7 +80,8 @@ def search_matching(
       `Ranking` with numbers of matching bits.
 
     Raises:
-      ValueError: for bits of another length than the keys', or settings out of range.
+      ValueError: for bits of another length than the keys', no images, no keys that aren't
+        revoked, or settings out of range.
 
     >>> keys = StoredKeys.from_bits(np.array([[0, 0, 0], [1, 1, 0], [1, 1, 1]]))
     >>> found = search_matching(keys, np.array([[1, 1, 1]]), num_best=2)
@@ -91,7 +94,7 @@ def search_matching(
         raise ValueError(
             f"bits have shape {bits.shape}: the keys have {length}, expected (B, {length})"
         )
-    queries = StoredKeys(pack_keys(bits), length).words64(0, len(bits))
+    queries = as_uint64(pack_keys(bits))
 
     def bounds(words):
         with jax.enable_x64(True):
@@ -139,7 +142,7 @@ def search_soft(
       `Ranking` with energies.
 
     Raises:
-      ValueError: for information of another length than the keys', or settings out of range.
+      ValueError: for information of another length than the keys', and as `search_matching`.
 
     >>> keys = StoredKeys.from_bits(np.array([[0, 0, 0], [1, 1, 0], [1, 0, 1]]))
     >>> search_soft(keys, np.eye(3), np.array([1.0, 0.1, -0.5]), num_best=2).indices.tolist()

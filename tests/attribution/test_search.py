@@ -211,6 +211,8 @@ def test_an_interruption_ends_the_search_at_once_and_progress_reaches_the_end():
     ("call", "message"),
     [
         (lambda k: search_matching(k, np.ones((1, 63))), r"expected \(B, 64\)"),
+        (lambda k: search_matching(k, np.ones((0, 64))), "no images"),
+        (lambda k: search_matching(k, np.ones((1, 64)), revoked=range(10)), "all 10 keys are"),
         (lambda k: search_matching(k, np.ones((1, 64)), num_best=0), "num_best is 0"),
         (lambda k: search_matching(k, np.ones((1, 64)), block_size=1000), "multiple of 32768"),
         (lambda k: search_matching(k, np.ones((1, 64)), threads=0), "threads is 0"),
