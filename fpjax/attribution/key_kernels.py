@@ -47,7 +47,8 @@ def tile_distances(words, queries, *, key_length: int):
     groups = words.reshape(-1, MATCHING_ROWS, COLUMNS * width)
 
     def distances(some, query):
-        ones = jax.lax.population_count(some ^ jnp.tile(query, COLUMNS)).astype(counter)
+        row = jnp.tile(query, COLUMNS).reshape((1,) * (some.ndim - 1) + (-1,))
+        ones = jax.lax.population_count(some ^ row).astype(counter)
         if width > 1:
             ones = jnp.sum(ones.reshape(*ones.shape[:-1], COLUMNS, width), -1, dtype=counter)
         return jnp.min(ones, axis=-2)

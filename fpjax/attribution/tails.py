@@ -30,7 +30,6 @@ import numpy as np
 from scipy.special import gammaincinv
 
 from fpjax.attribution.key_sample import (
-    KeySample,
     draw_key_sample,
     log_weight_bound,
     log_weights_of,
@@ -399,17 +398,3 @@ def _binomial_tails(length: int) -> tuple[np.ndarray, np.ndarray]:
     for table in (tails, logs):
         table.setflags(write=False)
     return tails, logs
-
-
-__all__ = [
-    "NUM_SAMPLES",
-    "KeySample",
-    "SoftTails",
-    "TailEstimate",
-    "combine_tests",
-    "family_wise",
-    "log10_matching_tail",
-    "matching_tail",
-    "soft_p_values",
-    "soft_tail",
-]

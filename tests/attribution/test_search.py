@@ -5,6 +5,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -205,6 +206,26 @@ def test_an_interruption_ends_the_search_at_once_and_progress_reaches_the_end():
         block_size=BLOCK,
     )
     assert seen[-1] == (20 * BLOCK, 20 * BLOCK) and 20 <= len(seen) <= 22
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_settings_of_jax_do_not_change_the_ranking(count):
+    rng = np.random.default_rng(9)
+    keys = rng.integers(0, 2, (70_000, 40), np.uint8)
+    bits = keys[[9, 69_999, 3]][:count]
+    information = np.stack([3 * np.eye(40)] * count)
+    derived = DerivedKeys(bytes(32), 40_000, 70)
+    with (
+        jax.enable_x64(True),
+        jax.numpy_dtype_promotion("strict"),
+        jax.numpy_rank_promotion("raise"),
+    ):
+        source = StoredKeys.from_bits(keys)
+        assert search_matching(source, bits).scores[:, 0].tolist() == [40] * count
+        found = search_soft(source, information, 2.0 * bits - 1)
+        assert found.indices[:, 0].tolist() == [9, 69_999, 3][:count]
+        found = search_matching(derived, derived.keys([39_999] * count))
+        assert found.indices[:, 0].tolist() == [39_999] * count
 
 
 @pytest.mark.parametrize(
