@@ -250,7 +250,7 @@ class SoftTails:
                     else math.inf
                 )
             rows.append(((total - log_n) / _LN10, min(upper, bound, 0.0) / _LN10, error, hits))
-        estimate, upper, error, hits = np.array(rows).T
+        estimate, upper, error, hits = np.array(rows).reshape(-1, 4).T
         return TailEstimate(estimate, upper, error, hits.astype(np.int64))
 
     def _hits(self, image: int, scores) -> np.ndarray:
