@@ -27,9 +27,13 @@ class CheckpointError(ValueError):
         self.found, self.expected, self.advice, self.path = found, expected, advice, path
 
     def __str__(self) -> str:
-        path = describe(self.path, 4096)[1:-1]  # a name may hold a newline or worse
-        where = f"{path}: " if self.path else ""
+        where = f"{one_line(self.path)}: " if self.path else ""
         return f"{where}found {self.found}; expected {self.expected}; {self.advice}"
+
+
+def one_line(path: str) -> str:
+    """A path as it is, or escaped if it holds a newline or worse."""
+    return path if path.isprintable() else repr(path)[1:-1]
 
 
 @dataclass(frozen=True, slots=True)

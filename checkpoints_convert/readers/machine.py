@@ -11,10 +11,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from checkpoints_convert.readers.builders import (
-    BUILDERS,
-    UNSUPPORTED,
-)
+from checkpoints_convert.readers.builders import BUILDERS, UNSUPPORTED
 from checkpoints_convert.readers.limits import CheckpointError, Meter, over_limit
 from checkpoints_convert.readers.regions import Region
 from checkpoints_convert.readers.tensors import LazyTensor, Storage

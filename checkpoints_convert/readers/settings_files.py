@@ -24,8 +24,8 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     Raises CheckpointError, and nothing else, for a file that is missing, no regular file, over
     1 MiB, no UTF-8 text or no JSON, that names something twice, or holds something else.
 
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "config.json"
+    >>> import pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "config.json"
     >>> _ = path.write_text('{"sample_size": 32}')
     >>> read_json(path)
     {'sample_size': 32}
