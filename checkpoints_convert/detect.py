@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from checkpoints_convert.mappings.table import ConversionError
-from checkpoints_convert.readers import read
-from checkpoints_convert.sources import compvis, diffusers, perceptual, stylegan2, taesd
-from checkpoints_convert.sources.found import Found, Recognised, Request, describe, tensors_of
+from checkpoints_convert.found import describe_file, tensors_of
+from checkpoints_convert.printable import printable
+from checkpoints_convert.publishers import (
+    basicsr,
+    compvis,
+    diffusers,
+    genforce,
+    nvidia,
+    nvidia_tf,
+    perceptual,
+    rosinality,
+    strangers,
+    taesd,
+)
+from checkpoints_convert.readers import CheckpointError, read
+from checkpoints_convert.recognised import Recognised
+from checkpoints_convert.request import Request
+from checkpoints_convert.table import ConversionError
 
 KNOWN = (
-    "StyleGAN2 (rosinality .pt; NVIDIA PyTorch or TensorFlow .pkl), CompVis latent diffusion, its "
-    "first stages and U-Nets, diffusers AutoencoderKL, VQModel, AutoencoderTiny and UNet2DModel, "
-    "the TAESD family, VGG16, AlexNet, LPIPS v0.1 and the FID Inception"
+    "StyleGAN2 (rosinality, pSp, BasicSR and GenForce; NVIDIA PyTorch or TensorFlow .pkl), CompVis "
+    "latent diffusion, its first stages and U-Nets, diffusers AutoencoderKL, VQModel, "
+    "AutoencoderTiny and UNet2DModel, the TAESD family, VGG16, AlexNet, LPIPS v0.1 and the FID "
+    "Inception"
 )
 
-FROM_OBJECTS = (stylegan2.from_tensorflow, stylegan2.from_persistent)
-"""Sources whose files hold objects, not named tensors."""
+FROM_OBJECTS = (nvidia_tf.from_networks, nvidia.from_persistent)
+"""Publishers whose files hold objects, not named tensors."""
 
 FROM_NAMES = (
-    stylegan2.from_rosinality,
-    stylegan2.from_nvidia,
+    rosinality.from_names,
+    basicsr.from_names,
+    genforce.from_names,
+    nvidia.from_names,
     compvis.from_whole,
     compvis.from_first_stage,
     compvis.from_unet,
@@ -32,7 +49,7 @@ FROM_NAMES = (
     perceptual.from_backbone,
     perceptual.from_inception,
 )
-"""Sources told by names; each returns None for names that are not its own."""
+"""Publishers told by names; each returns None for names that are not its own."""
 
 
 def recognise(path: Path, request: Request) -> Recognised:
@@ -42,25 +59,44 @@ def recognise(path: Path, request: Request) -> Recognised:
         CheckpointError: for a file that cannot be read.
         ConversionError: for one that no mapping fits; it says what is in the file.
     """
-    if path.is_dir():
-        return diffusers.from_folder(path, request)
-    file = read(path)
     try:
-        recognised = _first(FROM_OBJECTS, file, request)
-        if recognised is None:
-            recognised = _first(FROM_NAMES, Found(file, tensors_of(file)), request)
-    except (ArithmeticError, LookupError, TypeError, AttributeError) as error:
-        # Names of a known network, but tensors without its axes or settings of another type.
-        reason = f"{type(error).__name__}: {error}"
+        if path.is_dir():
+            return diffusers.from_folder(path, request)
+        return _from_file(path, request)
+    except (CheckpointError, ConversionError):
+        raise
+    except (
+        ArithmeticError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        RecursionError,
+        MemoryError,
+    ) as error:
+        # Names of a known network, but tensors or settings that no check above had foreseen.
+        reason = printable(f"{type(error).__name__}: {str(error)[:1000]}", 300)
         raise ConversionError(
-            f"{path}: the tensors or settings are not those of the network their names say "
-            f"({reason}): {describe(file)}"
+            f"{printable(path)}: the tensors or settings are not those of the network their names "
+            f"say ({reason})"
         ) from error
-    if recognised is None:
-        raise ConversionError(f"{path}: nothing known: {describe(file)}. Known are {KNOWN}")
-    return recognised
 
 
-def _first(sources: Sequence[Callable], found: Any, request: Request) -> Recognised | None:
-    recognised = (source(found, request) for source in sources)
-    return next((made for made in recognised if made is not None), None)
+def _from_file(path: Path, request: Request) -> Recognised:
+    if re.search(r"\.index(\.\w+)?\.json$", path.name) and path.is_file():
+        return diffusers.from_folder(path.parent, request)
+    file = read(path)
+    if (made := _first(FROM_OBJECTS, file, request)) is not None:
+        return made
+    found = tensors_of(file)
+    if (made := _first(FROM_NAMES, found, request)) is not None:
+        return made
+    strangers.refuse(found)
+    raise ConversionError(
+        f"{printable(path)}: nothing known: {describe_file(file)}. Known are {KNOWN}"
+    )
+
+
+def _first(publishers: tuple[Callable, ...], found, request: Request) -> Recognised | None:
+    made = (publisher(found, request) for publisher in publishers)
+    return next((one for one in made if one is not None), None)

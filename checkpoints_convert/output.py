@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from checkpoints_convert.mappings.table import ConversionError, Plan, Step, unflatten
+from checkpoints_convert.printable import name
 from checkpoints_convert.readers.tensors import dtype_named
+from checkpoints_convert.table import ConversionError, Plan, Step, unflatten
 
 Format = Literal["safetensors", "orbax"]
 Report = Callable[[int], None]
@@ -81,8 +82,8 @@ def _cast(
         if not _finite(array):
             if _finite(part):
                 raise ConversionError(
-                    f"{step.source} has values that {dtype} cannot hold: choose --dtype bfloat16 "
-                    "or float32"
+                    f"{name(step.source)} has values that {dtype} cannot hold: choose --dtype "
+                    "bfloat16 or float32"
                 )
             nonfinite.append(step.source)
         yield step, array

@@ -4,12 +4,13 @@ import os
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 
 CACHE = Path(__file__).resolve().parents[1] / ".jax_cache"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+# Eight virtual devices, for what is sharded; everything else uses the first.
+jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

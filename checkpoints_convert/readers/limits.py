@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 
 from checkpoints_convert.describe import describe
+from fpjax.errors import FpjaxError
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -11,7 +12,7 @@ SMALL_OBJECTS = 250_000  # so many objects need no large file
 DAMAGED = "get the file again and compare its SHA-256 with the publisher's"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(FpjaxError, ValueError):
     """A file that cannot be read as a checkpoint: which file, what was found, what to do.
 
     It is the only exception that the readers let out.

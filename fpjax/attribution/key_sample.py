@@ -1,11 +1,11 @@
 """A weighted sample of keys in which the rare ones, that fit an image well, are common.
 
 Keys are drawn from a mixture of sequential proposals, one for each of several temperatures, from
-uniform keys to those that fit as well as the image allows. A proposal fixes the bits in the order of
-decision feedback, each from its two-point law given those before it (`decision_feedback`). A key's
-weight is its uniform probability over the probability of the whole mixture (the balance heuristic
-of Veach & Guibas, 1995), so that weighted frequencies are unbiased for uniform keys whatever the
-proposals are, and no weight exceeds their number.
+uniform keys to those that fit as well as the image allows. A proposal fixes the bits in the order
+of decision feedback, each from its two-point law given those before it (`decision_feedback`). A
+key's weight is its uniform probability over the probability of the whole mixture (the balance
+heuristic of Veach & Guibas, 1995), so that weighted frequencies are unbiased for uniform keys
+whatever the proposals are, and no weight exceeds their number.
 
 The sample depends on the image's information alone, not on any key or score: its randomness is the
 SHA-256 digest of those numbers. The same numbers give the same sample on every machine's CPU up to

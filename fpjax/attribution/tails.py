@@ -13,8 +13,8 @@ Two statistics have tails here. Matching bits are binomial (`matching_tail`). Th
 energy of a key under the image's information (`fpjax.fingerprint.energy`), is computed from a
 weighted sample of keys, in two ways:
 
-* `soft_p_values(information, linear, bits)`, for verdicts: a p-value of the given keys that is valid
-  at every number of samples, with no assumption about the weights.
+* `soft_p_values(information, linear, bits)`, for verdicts: a p-value of the given keys that is
+  valid at every number of samples, with no assumption about the weights.
 * `soft_tail(information, linear, score)`, for a score without its key: an unbiased estimate and an
   upper confidence bound, whose assumption is stated there.
 """

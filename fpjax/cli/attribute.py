@@ -1,117 +1,204 @@
 """Says who made each image file: a registered user, or nobody we know and why.
 
-  fpjax attribute IMAGE [IMAGE ...] [--registry FILE] [--scheme NAME_OR_FOLDER] [--json FILE]
+  fpjax attribute IMAGE [IMAGE ...] [--registry FILE] [--scheme SCHEME] [--json FILE]
 
-Images that cannot be read are reported and the others answered. Exit code 0 means that every image
-was answered, whoever made it; 1 that some could not be; 2 a wrong call.
+Images that cannot be read are reported and the others answered. With --json the answers are saved
+after every few images, so that a run that ends early loses no more than those; --resume goes on.
+Exit code 0 means that every image was answered, whoever made it; 1 that some could not be; 2 a
+wrong call.
 """
 
 from __future__ import annotations
 
-import sys
-
-from absl import flags
+import argparse
+import math
+from typing import Any
 
 from fpjax.cli import common
+from fpjax.cli.answers import Answers, file_sha256
 
-_BATCH = 8
 
-
-def define_flags() -> None:
-    """Flags of the command."""
-    common.define_scheme_flags()
-    common.define_registry_flag()
-    flags.DEFINE_string("json", None, "File to write the answers to; - for standard output.")
-    flags.DEFINE_float(
-        "false_positive_rate",
-        1e-6,
-        "Chance that an image without a key is attributed to any registered user.",
-        lower_bound=0,
-        upper_bound=1,
+def add_arguments(parser: common.Parser) -> None:
+    """Arguments of the command."""
+    parser.names.add_argument("images", metavar="IMAGE", nargs="*", help="An image file.")
+    common.add_scheme_flags(parser)
+    common.add_registry_flag(parser)
+    flags = parser.flags
+    flags.add_argument(
+        "--json",
+        metavar="FILE",
+        help="File to write the answers to, readable by its owner only; - for standard output.",
     )
+    flags.add_argument(
+        "--resume",
+        action="store_true",
+        help="Go on with the answers that the --json file holds: images that have one are not "
+        "looked at again, unless the file has changed. It must have been begun with the same "
+        "scheme, calibration, program, rate, noise and number of users.",
+    )
+    flags.add_argument(
+        "--show_keys", action="store_true", help="Write decoded keys too; they are secrets."
+    )
+    flags.add_argument(
+        "--false_positive_rate",
+        metavar="RATE",
+        type=common.number_between(0, 1),
+        default=1e-6,
+        help="Chance that an image without a key is attributed to any registered user. "
+        "Default: %(default)s.",
+    )
+    flags.add_argument(
+        "--noise",
+        metavar="STD",
+        type=common.number_between(0, 2),
+        help="Standard deviation of white noise that was added to the images, which reach from "
+        "-1 to 1. By default they are taken for clean 8-bit files.",
+    )
+    common.add_quiet_flag(parser)
 
 
-def answer(path: str, verdict=None, error: str | None = None, key: str | None = None) -> dict:
-    """One image's entry of the JSON output."""
-    entry: dict = {"image": path}
-    if error is not None:
-        return {**entry, "status": "error", "error": error}
+def _number(value: float) -> float | None:
+    """A number as JSON has it: None where it is not finite."""
+    return float(value) if math.isfinite(value) else None
+
+
+def answer(verdict, inversion: str) -> dict[str, Any]:
+    """What the JSON output says of an image that was looked at."""
     return {
-        **entry,
         "status": "attributed" if verdict.user is not None else "not attributed",
         "user": verdict.user,
         "reason": str(verdict.reason),
         "matching_bits": verdict.matching_bits,
         "key_length": verdict.key_length,
-        "p_value": verdict.p_value,
-        "noise_ratio": verdict.noise_ratio,
-        "key": key,
+        "p_value": _number(verdict.p_value),
+        "noise_ratio": _number(verdict.noise_ratio),
+        "explained": bool(verdict.explained),
+        "inversion": inversion,
     }
 
 
-def sentence(verdict) -> str:
+def sentence(verdict, notes: tuple[str, ...] = ()) -> str:
     """A verdict for people."""
-    evidence = (
-        f"{verdict.matching_bits}/{verdict.key_length} bits, p = {verdict.p_value:.1e}, "
-        f"residual {verdict.noise_ratio:.1f}"
-    )
+    evidence = [
+        f"{verdict.matching_bits}/{verdict.key_length} bits",
+        f"p = {verdict.p_value:.1e}",
+        f"residual {verdict.noise_ratio:.1f}",
+        *notes,
+    ]
     if verdict.user is not None:
-        return f"{verdict.user} ({evidence})"
-    return f"not attributed: {verdict.reason} ({evidence})"
+        return f"{common.shown(verdict.user)} ({', '.join(evidence)})"
+    return f"not attributed: {verdict.reason} ({', '.join(evidence)})"
 
 
-def main(arguments: list[str]) -> int:
+def main(args: argparse.Namespace) -> int:
     """Runs the command."""
-    if not arguments:
+    if not args.images:
         raise common.UsageError("name the images: fpjax attribute IMAGE [IMAGE ...]")
+    if args.resume and args.json in (None, "-"):
+        raise common.UsageError("--resume goes on with a file of answers: name it with --json")
+    images = list(dict.fromkeys(args.images))
+    answers = Answers(args.json, resume=args.resume)
+
+    import jax
     import numpy as np
 
+    import fpjax
     from fpjax.attribution.decision import attribute
     from fpjax.attribution.registry import Registry
-    from fpjax.data.files import ImageError, load_image
-    from fpjax.fingerprint.keys import to_hex
+    from fpjax.inversion.observation import Gaussian, Rounded8Bit
+    from fpjax.inversion.solvers.levenberg_marquardt import LevenbergMarquardt
+    from fpjax.progress import Display
 
-    values = flags.FLAGS
-    if values.false_positive_rate in (0, 1):
-        raise common.UsageError("--false_positive_rate must be between 0 and 1")
     common.use_compilation_cache()
-    scheme = common.open_scheme()
-    shape = scheme.generator.image_shape
-    progress = common.Progress()
-    answers: dict[str, dict] = {}
-    readable: list[tuple[str, np.ndarray]] = []
-    to_stdout = values.json == "-"
-    speak = (lambda *words: None) if to_stdout else print
-    with Registry.open(values.registry, scheme_id=scheme.id) as registry:
-        for path in dict.fromkeys(arguments):
-            try:
-                readable.append((path, load_image(path, shape)))
-            except ImageError as error:
-                progress.finish()
-                print(f"fpjax: {error}", file=sys.stderr)
-                answers[path] = answer(path, error=str(error))
-        code = common.EXIT_FAILED if answers else common.EXIT_OK
+    scheme = common.open_scheme(args)
+    observation = Rounded8Bit() if args.noise is None else Gaussian(args.noise)
+    solver = LevenbergMarquardt()
+    with Registry.open(args.registry, scheme_id=scheme.id) as registry:
+        answers.begin(
+            {
+                "version": fpjax.__version__,
+                "scheme": scheme.id,
+                "calibration": scheme.calibration and scheme.calibration.sha256,
+                "observation": observation.name,
+                "noise": args.noise,
+                "solver": solver.name,
+                "false_positive_rate": args.false_positive_rate,
+                "num_users": len(registry),
+            }
+        )
+        pending = [image for image in images if not answers.settled(image)]
+        if len(pending) < len(images):
+            common.say(f"{len(images) - len(pending)} images were answered before")
+        answers.save(images, complete=not pending)
+        # A batch is what an early end may cost; an accelerator is not filled by a few images.
+        batch = 8 if jax.default_backend() == "cpu" else 64
         try:
-            for first in range(0, len(readable), _BATCH):
-                batch = readable[first : first + _BATCH]
-                found = attribute(
-                    scheme,
-                    np.stack([image for _, image in batch]),
-                    registry,
-                    false_positive_rate=values.false_positive_rate,
-                    progress=lambda done, _, first=first: progress(
-                        "attributing", first + done, len(readable)
-                    ),
-                )
-                progress.finish()
-                for (path, _), verdict, key in zip(batch, found.verdicts, found.keys, strict=True):
-                    answers[path] = answer(path, verdict, key=to_hex(key))
-                    speak(f"{path}: {sentence(verdict)}")
-        except KeyboardInterrupt:
+            with Display(quiet=args.quiet) as progress:
+                for first in range(0, len(pending), batch):
+                    progress("attributing", first, len(pending))
+                    taken = pending[first : first + batch]
+                    files = _read(taken, scheme.generator.image_shape, answers, progress)
+                    lines: list[str] = []
+                    if files:
+                        done = first + len(taken) - len(files)
+                        found = attribute(
+                            scheme,
+                            np.stack([file.pixels for file in files.values()]),
+                            registry,
+                            false_positive_rate=args.false_positive_rate,
+                            observation=observation,
+                            solver=solver,
+                            progress=lambda n, _, done=done: progress(
+                                "attributing", done + n, len(pending)
+                            ),
+                        )
+                        lines = _record(answers, files, found, args.show_keys)
+                    answers.save(images, complete=first + batch >= len(pending))
+                    progress.finish()
+                    if args.json != "-":
+                        for line in lines:
+                            print(line, flush=True)
+        except BaseException:
+            answered = sum(image in answers.entries for image in images)
+            kept = f" and are in {answers.kept_in}: --resume goes on" if answers.kept_in else ""
+            if answered:
+                common.say(f"{answered} of {len(images)} images were answered{kept}")
+            answers.abandon(images)
+            raise
+    failed = any(answers.entries[image]["status"] == "error" for image in images)
+    return common.EXIT_FAILED if failed else common.EXIT_OK
+
+
+def _read(taken: list[str], image_shape, answers: Answers, progress) -> dict[str, Any]:
+    """The image files that can be read, by name; what is wrong with the others is an answer too."""
+    from fpjax.data.files import ImageError, read_image
+
+    files = {}
+    for image in taken:
+        try:
+            files[image] = read_image(image, image_shape)
+        except ImageError as error:
             progress.finish()
-            print(f"fpjax: interrupted after {len(answers)} images", file=sys.stderr)
-            code = common.EXIT_INTERRUPTED
-    if values.json:
-        ordered = [answers[path] for path in dict.fromkeys(arguments) if path in answers]
-        common.write_json(values.json, {"scheme": scheme.id, "images": ordered})
-    return code
+            common.say(error)
+            answers.entries[image] = {"image": image, "status": "error", "error": str(error)}
+    return files
+
+
+def _record(answers: Answers, files: dict[str, Any], found, show_keys: bool) -> list[str]:
+    """Puts what was found into the answers, and returns the lines that say so."""
+    from fpjax.fingerprint.keys import to_hex
+    from fpjax.inversion.solution import Status
+
+    lines = []
+    for (image, file), verdict, status, key in zip(
+        files.items(), found.verdicts, found.status, found.keys, strict=True
+    ):
+        answers.entries[image] = {
+            "image": image,
+            "sha256": file_sha256(image),
+            **answer(verdict, Status(status).name.lower()),
+            "notes": list(file.notes),
+            **({"key": to_hex(key)} if show_keys else {}),
+        }
+        lines.append(f"{common.shown(image)}: {sentence(verdict, file.notes)}")
+    return lines

@@ -1,53 +1,94 @@
-"""Fits the principal directions of a generator's latents and shows how much they vary.
+"""Fits directions of a generator's latents and shows how much natural images vary along them.
 
-  fpjax basis [--generator NAME_OR_FOLDER] [--num_samples 10000] [--out basis.npz]
+  fpjax basis [--generator GENERATOR] [--metric image] [--out basis.npz]
 
 A scheme has its own basis and never refits it; this command is for choosing where keys go.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 
-import numpy as np
-from absl import flags
-
-from fpjax.cli.common import DEFAULT_GENERATOR, EXIT_OK, UsageError, use_compilation_cache
+from fpjax.cli import common
 
 
-def define_flags() -> None:
-    """Flags of the command."""
-    flags.DEFINE_string("generator", DEFAULT_GENERATOR, "Bundled name or folder of a generator.")
-    flags.DEFINE_integer("num_samples", 10_000, "Latents to fit on.", lower_bound=2)
-    flags.DEFINE_integer("seed", 0, "Seed of the latents.", 0, 2**32 - 1)
-    flags.DEFINE_string("out", None, "File to write mean, components and std to (.npz).")
+def add_basis_flags(parser: common.Parser) -> None:
+    """`--metric`, `--num_samples` and `--num_jacobians`."""
+    parser.flags.add_argument(
+        "--metric",
+        choices=("image", "latent"),
+        default="image",
+        help="image: directions ordered by how much natural images vary along them for the change "
+        "they cost. latent: principal components, as published. Default: %(default)s.",
+    )
+    parser.flags.add_argument(
+        "--num_samples",
+        metavar="N",
+        type=common.whole(2),
+        default=10_000,
+        help="Latents that directions are fitted on. Default: %(default)s.",
+    )
+    parser.flags.add_argument(
+        "--num_jacobians",
+        metavar="N",
+        type=common.whole(1),
+        default=64,
+        help="Latents that the image metric is averaged over. Default: %(default)s.",
+    )
 
 
-def main(arguments: list[str]) -> int:
+def add_arguments(parser: common.Parser) -> None:
+    """Arguments of the command."""
+    common.add_generator_flag(parser, common.DEFAULT_GENERATOR, "The generator")
+    add_basis_flags(parser)
+    parser.flags.add_argument(
+        "--seed",
+        metavar="SEED",
+        type=common.seed,
+        default=0,
+        help="Seed of the latents. Default: %(default)s.",
+    )
+    parser.flags.add_argument(
+        "--out", metavar="FILE", help="File to write mean, directions, dual and std to (.npz)."
+    )
+    common.add_quiet_flag(parser)
+
+
+def main(args: argparse.Namespace) -> int:
     """Runs the command."""
-    if arguments:
-        raise UsageError(f"basis takes flags only, not {arguments[0]!r}")
+    if args.out:
+        common.check_file("--out", args.out)
     import jax
+    import numpy as np
 
     from fpjax.data.atomic import atomic_write
     from fpjax.fingerprint.basis import fit_basis
-    from fpjax.models.generator import load_generator
+    from fpjax.progress import Display
 
-    use_compilation_cache()
-    values = flags.FLAGS
-    generator = load_generator(values.generator)
-    basis = fit_basis(generator, jax.random.key(values.seed), values.num_samples)
+    common.use_compilation_cache()
+    generator = common.open_generator(args.generator)
+    with Display(quiet=args.quiet) as progress:
+        basis = fit_basis(
+            generator,
+            jax.random.key(args.seed),
+            args.num_samples,
+            metric=args.metric,
+            num_jacobians=args.num_jacobians,
+            progress=progress.stage("averaging the image metric"),
+        )
     share = np.cumsum(basis.std.astype(np.float64) ** 2)
     share /= share[-1]
-    print(f"{len(basis)} components of {basis.dimension}-d latents, {basis.num_samples} samples")
-    print("component   std   variance up to here")
+    print(f"{len(basis)} directions of {basis.dimension}-d latents, {basis.num_samples} samples")
+    print("direction     std   variance up to here")
     shown = sorted({0, 1, 3, 7, 15, 31, 63, 127, 255, 447, len(basis) - 1})
     for i in (i for i in shown if i < len(basis)):
-        print(f"{i:9d} {basis.std[i]:6.3f} {100 * share[i]:8.2f} %")
-    if values.out:
+        print(f"{i:9d} {basis.std[i]:7.3f} {100 * share[i]:8.2f} %")
+    if args.out:
+        arrays = {name: getattr(basis, name) for name in ("mean", "directions", "dual", "std")}
         buffer = io.BytesIO()
-        np.savez(buffer, mean=basis.mean, components=basis.components, std=basis.std)
-        with atomic_write(values.out) as file:
+        np.savez(buffer, **arrays)
+        with atomic_write(args.out) as file:
             file.write(buffer.getvalue())
-        print(f"wrote {values.out}")
-    return EXIT_OK
+        print(f"wrote {common.shown(args.out)}")
+    return common.EXIT_OK

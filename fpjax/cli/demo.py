@@ -9,14 +9,19 @@ and 16 that it did not make. Open OUT/index.html to see them all.
 
 from __future__ import annotations
 
+import argparse
+import json
 import shutil
+import sys
 import time
 from pathlib import Path
-
-import numpy as np
-from absl import flags
+from typing import TYPE_CHECKING, Any
 
 from fpjax.cli import common
+from fpjax.data.atomic import atomic_write
+
+if TYPE_CHECKING:
+    import numpy as np
 
 USERS = ("ada", "blaise", "claude", "dorothy", "emmy", "florence", "grace", "hedy")
 IMAGES_PER_USER = 4
@@ -25,21 +30,37 @@ _MARK = ".fpjax-demo"
 _BATCH = 8
 
 
-def define_flags() -> None:
-    """Flags of the command."""
-    flags.DEFINE_string("out", "fpjax-demo", "Folder for the files; an earlier demo is replaced.")
-    flags.DEFINE_string("json", None, "File to write the figures to; - for standard output.")
-    flags.DEFINE_integer(
-        "seed", 0, "Seed of keys and latents; the same seed repeats the demo.", 0, 2**32 - 1
+def add_arguments(parser: common.Parser) -> None:
+    """Arguments of the command."""
+    flags = parser.flags
+    flags.add_argument(
+        "--out",
+        metavar="FOLDER",
+        default="fpjax-demo",
+        help="Folder for the files; an earlier demo is replaced. Default: %(default)s.",
     )
+    flags.add_argument(
+        "--json", metavar="FILE", help="File to write the figures to; - for standard output."
+    )
+    flags.add_argument(
+        "--seed",
+        metavar="SEED",
+        type=common.seed,
+        default=0,
+        help="Seed of keys and latents; the same seed repeats the demo. Default: %(default)s.",
+    )
+    common.add_quiet_flag(parser)
 
 
 def psnr_db(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Peak signal-to-noise ratio of uint8 images (B, R, R, 3) in decibels, (B,).
 
+    >>> import numpy as np
     >>> psnr_db(np.zeros((1, 2, 2, 3), np.uint8), np.full((1, 2, 2, 3), 255, np.uint8))
     array([0.])
     """
+    import numpy as np
+
     error = np.mean((a.astype(np.float64) - b) ** 2, axis=(1, 2, 3))
     return 20 * np.log10(255) - 10 * np.log10(np.maximum(error, 1e-12))
 
@@ -55,35 +76,39 @@ def _fresh_folder(path: Path) -> None:
     (path / _MARK).touch()
 
 
-def main(arguments: list[str]) -> int:
+def main(args: argparse.Namespace) -> int:
     """Runs the command."""
-    if arguments:
-        raise common.UsageError(f"demo takes flags only, not {arguments[0]!r}")
     started = time.monotonic()
+    out = Path(args.out)
+    common.check_folder("--out", out)
+    if args.json not in (None, "-"):
+        common.check_file("--json", args.json)
+
     import jax
+    import numpy as np
 
     from fpjax import zoo
-    from fpjax.attribution.calibration import keyless_images
     from fpjax.attribution.decision import attribute
     from fpjax.attribution.registry import Registry
     from fpjax.cli.demo_page import Row, write_page
     from fpjax.data.files import load_image, save_image, to_uint8
-    from fpjax.fingerprint.scheme import generate, load_scheme
+    from fpjax.fingerprint.basis import sample_latents
+    from fpjax.fingerprint.embed import decode_images, generate
+    from fpjax.fingerprint.scheme_files import load_scheme
+    from fpjax.progress import Display
 
-    values = flags.FLAGS
     common.use_compilation_cache()
-    out = Path(values.out)
     _fresh_folder(out)
-    progress = common.Progress()
-    speak = (lambda *words: None) if values.json == "-" else print
+    progress = Display(quiet=args.quiet)
+    speak = (lambda *words: None) if args.json == "-" else print
 
     scheme = load_scheme(common.DEFAULT_GENERATOR)
     speak(
-        f"scheme {scheme.id[:12]}: {scheme.key_length}-bit keys on components {scheme.shift} to "
+        f"scheme {scheme.id[:12]}: {scheme.key_length}-bit keys on directions {scheme.shift} to "
         f"{scheme.shift + scheme.key_length - 1} of {len(scheme.basis)}, strength "
-        f"{scheme.strength:g}"
+        f"{float(scheme.strength):g}"
     )
-    rng = np.random.default_rng(values.seed)
+    rng = np.random.default_rng(args.seed)
     registry = Registry.create(
         out / "users.db", key_length=scheme.key_length, scheme_id=scheme.id, minimum_distance=8
     )
@@ -91,11 +116,12 @@ def main(arguments: list[str]) -> int:
         keys = np.stack([registry.issue(user, rng=rng) for user in USERS])
         owners = [user for user in USERS for _ in range(IMAGES_PER_USER)]
         true_keys = np.repeat(keys, IMAGES_PER_USER, axis=0)
-        key_images, key_plain = jax.random.split(jax.random.key(values.seed))
+        key_images, key_plain = jax.random.split(jax.random.key(args.seed))
         made = generate(scheme, key_images, true_keys)
-        originals = to_uint8(np.asarray(made.originals))
-        fingerprinted = to_uint8(np.asarray(made.images))
-        plain = keyless_images(scheme, key_plain, NUM_WITHOUT_KEY)
+        originals, fingerprinted = made.originals, made.images
+        latents = sample_latents(scheme.generator, key_plain, NUM_WITHOUT_KEY)
+        latents = latents.reshape(-1, *scheme.generator.latent_shape)
+        plain = to_uint8(decode_images(scheme.generator, latents))
 
         rows: list[Row] = []
         for i, owner in enumerate(owners):
@@ -114,22 +140,22 @@ def main(arguments: list[str]) -> int:
 
         # From here on only the files and the registry are known.
         found_keys = []
-        shape = scheme.generator.image_shape
-        for first in range(0, len(rows), _BATCH):
-            batch = rows[first : first + _BATCH]
-            images = np.stack([load_image(r.path, shape) for r in batch])
-            found = attribute(
-                scheme,
-                images,
-                registry,
-                progress=lambda done, _, first=first: progress(
-                    "attributing", first + done, len(rows)
-                ),
-            )
-            found_keys.extend(found.keys)
-            for row, image, verdict in zip(batch, images, found.verdicts, strict=True):
-                row.image, row.verdict = image, verdict
-        progress.finish()
+        with progress:
+            progress("attributing", 0, len(rows))
+            for first in range(0, len(rows), _BATCH):
+                batch = rows[first : first + _BATCH]
+                images = [load_image(row.path, scheme.generator.image_shape) for row in batch]
+                found = attribute(
+                    scheme,
+                    np.stack(images),
+                    registry,
+                    progress=lambda done, _, first=first: progress(
+                        "attributing", first + done, len(rows)
+                    ),
+                )
+                found_keys.extend(found.keys)
+                for row, image, verdict in zip(batch, images, found.verdicts, strict=True):
+                    row.image, row.verdict = image, verdict
 
     count = len(owners)
     decoded = np.stack(found_keys[:count])
@@ -143,17 +169,25 @@ def main(arguments: list[str]) -> int:
         "false_attributions": sum(row.verdict.user is not None for row in rows[count:]),
         "psnr_db": float(psnr.mean()),
         "psnr_db_min": float(psnr.min()),
-        "strength": scheme.strength,
+        "strength": float(scheme.strength),
         "seconds": 0.0,
     }
     figures["seconds"] = time.monotonic() - started
     write_page(out / "index.html", rows, figures)
-    if values.json:
-        common.write_json(values.json, figures)
+    _write_figures(args.json, figures)
     _print_table(rows, figures, speak)
     speak(f"pictures: {out / 'index.html'}")
     right = figures["correct_users"] == count and figures["false_attributions"] == 0
     return common.EXIT_OK if right else common.EXIT_FAILED
+
+
+def _write_figures(path: str | None, figures: dict[str, Any]) -> None:
+    text = json.dumps(figures, indent=2, allow_nan=False) + "\n"
+    if path == "-":
+        sys.stdout.write(text)
+    elif path:
+        with atomic_write(path, "w") as file:
+            file.write(text)
 
 
 def _print_table(rows, figures, speak) -> None:

@@ -2,123 +2,159 @@
 
 from __future__ import annotations
 
-import importlib
+import argparse
+import contextlib
 import os
+import signal
 import sys
-import textwrap
+import threading
+from collections.abc import Iterable, Iterator
 
 from absl import flags
 
 import fpjax
+from fpjax.cli import attribute, basis, demo, generate, scheme_create, user_add, user_list
 from fpjax.cli.common import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     EXIT_OK,
     EXIT_USAGE,
-    CommandError,
+    Parser,
+    Stopped,
     UsageError,
+    say,
 )
+from fpjax.errors import FpjaxError
 
 COMMANDS = {
-    "demo": ("demo", "fingerprint, save, read back and attribute 64 pictures"),
-    "scheme create": ("scheme_create", "make and calibrate a scheme for a generator"),
-    "user add": ("user_add", "register users and issue their keys"),
-    "user list": ("user_list", "show who is registered"),
-    "generate": ("generate", "make images that carry a user's key"),
-    "attribute": ("attribute", "say who made each image file"),
-    "basis": ("basis", "show the principal directions of a generator's latents"),
+    "demo": (demo, "fingerprint, save, read back and attribute 64 pictures"),
+    "scheme create": (scheme_create, "make and calibrate a scheme for a generator"),
+    "user add": (user_add, "register users and issue their keys"),
+    "user list": (user_list, "show who is registered"),
+    "generate": (generate, "make images that carry a user's key"),
+    "attribute": (attribute, "say who made each image file"),
+    "basis": (basis, "show directions of a generator's latents"),
 }
+_SIGNALS = ("SIGTERM", "SIGHUP")
 
 
-def _usage() -> str:
-    lines = ["Usage: fpjax COMMAND [ARGUMENTS] [--FLAG=VALUE ...]", "", "Commands:"]
-    lines += [f"  {name:15s} {what}" for name, (_, what) in COMMANDS.items()]
-    lines += ["", "fpjax COMMAND --help says more of each; fpjax --version prints the version."]
-    return "\n".join(lines)
+def build_parser() -> Parser:
+    """The parser of all commands."""
+    root = Parser(prog="fpjax", description=_overview("fpjax COMMAND", COMMANDS))
+    root.flags.add_argument(
+        "--version",
+        action="version",
+        version=f"fpjax {fpjax.__version__}",
+        help="Show the version.",
+    )
+    commands = {"": _subcommands(root, "COMMAND")}
+    for name, (module, _) in COMMANDS.items():
+        group, _, last = name.rpartition(" ")
+        if group not in commands:
+            members = [member for member in COMMANDS if member.startswith(f"{group} ")]
+            overview = _overview(f"fpjax {group} COMMAND", members)
+            parser = commands[""].add_parser(group, description=overview)
+            commands[group] = _subcommands(parser, " or ".join(members))
+        parser = commands[group].add_parser(last, description=module.__doc__.strip())
+        module.add_arguments(parser)
+        parser.set_defaults(module=module, prog=parser.prog)
+    return root
 
 
-def _help(module, names: list[str]) -> str:
-    lines = [module.__doc__.strip(), "", "Flags:"]
-    for name in names:
-        flag = flags.FLAGS[name]
-        default = (
-            f" [default: {flag.default}]"
-            if flag.default is not None and flag.default is not False
-            else ""
-        )
-        lines.append(f"  --{name}")
-        lines += textwrap.wrap(
-            flag.help + default, 80, initial_indent=" " * 8, subsequent_indent=" " * 8
-        )
-    return "\n".join(lines)
+def _overview(usage: str, names: Iterable[str]) -> str:
+    lines = [f"  {name:15s} {COMMANDS[name][1]}" for name in names]
+    return (
+        f"Usage: {usage} [ARGUMENTS] [--FLAG=VALUE ...]\n\nCommands:\n\n"
+        + "\n".join(lines)
+        + "\n\nfpjax COMMAND --help says more of each."
+    )
 
 
-def _find(arguments: list[str]) -> tuple[str, list[str]]:
-    for words in (2, 1):
-        name = " ".join(arguments[:words])
-        if name in COMMANDS:
-            return name, arguments[words:]
-    group = [name for name in COMMANDS if name.split()[0] == arguments[0]]
-    if group:
-        raise UsageError(f"{arguments[0]} what? choose {' or '.join(group)}")
-    raise UsageError(f"no command {arguments[0]!r}; choose one of {', '.join(COMMANDS)}")
+def _subcommands(parser: Parser, metavar: str):
+    # They are listed in the description, by their full names.
+    return parser.add_subparsers(
+        prog=parser.prog, metavar=metavar, required=True, help=argparse.SUPPRESS
+    )
+
+
+def _parse(arguments: list[str]):
+    """The arguments of a command, with its module."""
+    try:
+        args, rest = build_parser().parse_known_args(arguments)
+    except flags.Error as error:  # of a flag that another library defines, or --flagfile
+        raise UsageError(str(error)) from error
+    if rest and hasattr(args, "images") and not any(word.startswith("-") for word in rest):
+        # argparse takes one run of names; those behind a flag are left over.
+        args.images, rest = [*args.images, *rest], []
+    if rest:
+        raise UsageError(f"unknown arguments: {' '.join(rest)}; see {args.prog} --help")
+    return args
 
 
 def run(arguments: list[str]) -> int:
     """Runs one command line (without the program's name) and returns its exit code."""
-    if not arguments or arguments[0] in ("--help", "-h", "help"):
-        print(_usage())
-        return EXIT_OK if arguments else EXIT_USAGE
-    if arguments[0] == "--version":
-        print(f"fpjax {fpjax.__version__}")
-        return EXIT_OK
+    for stream in (sys.stdout, sys.stderr):
+        # Names of files may hold what the terminal cannot show.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        name, rest = _find(arguments)
-        module = importlib.import_module(f"fpjax.cli.{COMMANDS[name][0]}")
-        return _run_module(name, module, rest)
-    except UsageError as error:
-        return _fail(error, EXIT_USAGE)
-    except KeyboardInterrupt:
-        return _fail("interrupted", EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of a pipe is gone; there is nobody to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
-    except _expected_errors() as error:
-        return _fail(error, EXIT_FAILED)
-
-
-def _run_module(name: str, module, rest: list[str]) -> int:
-    before = set(flags.FLAGS)
-    module.define_flags()
-    own = [flag for flag in flags.FLAGS if flag not in before]
-    try:
-        if "--help" in rest or "-h" in rest:
-            print(_help(module, own))
-            return EXIT_OK
+        if not arguments or arguments[0] == "help":
+            build_parser().print_help()
+            return EXIT_OK if arguments else EXIT_USAGE
         try:
-            positional = flags.FLAGS([f"fpjax {name}", *rest])[1:]
-        except flags.Error as error:
-            raise UsageError(f"{error}; see fpjax {name} --help") from error
-        return module.main(positional)
+            args = _parse(arguments)
+        except SystemExit as help_was_shown:
+            return int(help_was_shown.code or EXIT_OK)
+        with _signals_as_exceptions():
+            code = args.module.main(args)
+            sys.stdout.flush()
+            return code
+    except UsageError as error:
+        say(error)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        say("interrupted")
+        return EXIT_INTERRUPTED
+    except Stopped as stop:
+        say(f"stopped by {signal.Signals(stop.signal_number).name}")
+        return 128 + stop.signal_number
+    except BrokenPipeError:
+        return EXIT_FAILED  # the reader of a pipe is gone, as with `| head`
+    except (FpjaxError, OSError) as error:
+        say(error)
+        return EXIT_FAILED
     finally:
-        # Another command of the same process, as in a test, brings flags of the same names.
-        for flag in own:
-            delattr(flags.FLAGS, flag)
-        flags.FLAGS.unparse_flags()
+        _leave_stdout()
 
 
-def _expected_errors() -> tuple[type[Exception], ...]:
-    from fpjax.attribution.registry import RegistryError
+@contextlib.contextmanager
+def _signals_as_exceptions() -> Iterator[None]:
+    """Lets signals that ask the process to end run what an exception would."""
 
-    # ValueError is the base of all errors of misuse in the library.
-    return CommandError, RegistryError, ValueError, OSError, ModuleNotFoundError
+    def stop(number, frame):
+        raise Stopped(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in _SIGNALS:
+            number = getattr(signal, name, None)
+            # A signal that is ignored, as by nohup, stays so.
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _fail(error, code: int) -> int:
-    message = " ".join(str(error).split())
-    print(f"fpjax: {message}", file=sys.stderr)
-    return code
+def _leave_stdout() -> None:
+    """Gives up what cannot be written, so that the interpreter does not try again at its end."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main() -> None:

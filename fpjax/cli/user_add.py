@@ -1,55 +1,58 @@
 """Registers users and issues a private key to each, drawn from the system's cryptographic source.
 
-  fpjax user add NAME [NAME ...] [--registry FILE] [--scheme NAME_OR_FOLDER]
+  fpjax user add NAME [NAME ...] [--registry FILE] [--scheme SCHEME]
 
 The registry is made if it is not there, readable by its owner only. It belongs to one scheme.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
-
-from absl import flags
 
 from fpjax.cli import common
 
 
-def define_flags() -> None:
-    """Flags of the command."""
-    common.define_scheme_flags()
-    common.define_registry_flag()
-    flags.DEFINE_integer(
-        "minimum_distance",
-        None,
-        "Bits in which any two keys of a new registry differ; by default 8, or a quarter of a "
+def add_arguments(parser: common.Parser) -> None:
+    """Arguments of the command."""
+    parser.names.add_argument("users", metavar="NAME", nargs="*", help="A user to register.")
+    common.add_scheme_flags(parser)
+    common.add_registry_flag(parser)
+    parser.flags.add_argument(
+        "--minimum_distance",
+        metavar="BITS",
+        type=common.whole(0),
+        help="Bits in which any two keys of a new registry differ; by default 8, or a quarter of a "
         "short key.",
-        0,
     )
 
 
-def main(arguments: list[str]) -> int:
+def main(args: argparse.Namespace) -> int:
     """Runs the command."""
-    if not arguments:
+    if not args.users:
         raise common.UsageError("name the users to register: fpjax user add NAME [NAME ...]")
     from fpjax.attribution.registry import Registry
     from fpjax.fingerprint.keys import to_hex
 
-    values = flags.FLAGS
-    scheme = common.open_scheme()
-    if os.path.exists(values.registry):
-        registry = Registry.open(values.registry, scheme_id=scheme.id)
+    scheme = common.open_scheme(args)
+    if os.path.exists(args.registry):
+        registry = Registry.open(args.registry, scheme_id=scheme.id)
     else:
-        distance = values.minimum_distance
+        distance = args.minimum_distance
         if distance is None:
             distance = min(8, scheme.key_length // 4)
+        if distance > scheme.key_length:
+            raise common.UsageError(
+                f"--minimum_distance {distance}: keys of this scheme have {scheme.key_length} bits"
+            )
         registry = Registry.create(
-            values.registry,
+            args.registry,
             key_length=scheme.key_length,
             scheme_id=scheme.id,
             minimum_distance=distance,
         )
     with registry:
-        for user in arguments:
+        for user in args.users:
             key = registry.issue(user)
-            print(f"{user}  {to_hex(key)}")
+            print(f"{common.shown(user)}  {to_hex(key)}", flush=True)
     return common.EXIT_OK

@@ -5,26 +5,27 @@ fpjax user list [--registry FILE] [--keys]
 
 from __future__ import annotations
 
-from absl import flags
+import argparse
 
 from fpjax.cli import common
 
 
-def define_flags() -> None:
-    """Flags of the command."""
-    common.define_registry_flag()
-    flags.DEFINE_boolean("keys", False, "Show the keys too; they are secrets.")
+def add_arguments(parser: common.Parser) -> None:
+    """Arguments of the command."""
+    common.add_registry_flag(parser)
+    parser.flags.add_argument(
+        "--keys", action="store_true", help="Show the keys too; they are secrets."
+    )
+    parser.flags.add_argument("--nokeys", dest="keys", action="store_false", help=argparse.SUPPRESS)
 
 
-def main(arguments: list[str]) -> int:
+def main(args: argparse.Namespace) -> int:
     """Runs the command."""
-    if arguments:
-        raise common.UsageError(f"user list takes flags only, not {arguments[0]!r}")
     from fpjax.attribution.registry import Registry
     from fpjax.fingerprint.keys import to_hex
 
-    with Registry.open(flags.FLAGS.registry) as registry:
+    with Registry.open(args.registry) as registry:
         users, keys = registry.keys()
     for user, key in zip(users, keys, strict=True):
-        print(f"{user}  {to_hex(key)}" if flags.FLAGS.keys else user)
+        print(f"{common.shown(user)}  {to_hex(key)}" if args.keys else common.shown(user))
     return common.EXIT_OK

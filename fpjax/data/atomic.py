@@ -28,10 +28,13 @@ def _sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
+def atomic_write(
+    path: str | os.PathLike, mode: str = "wb", permissions: int = 0o666
+) -> Iterator[IO]:
     """Opens a temporary file beside `path`, and renames it over `path` if the block succeeds.
 
-    A full disk, an exception or kill -9 leaves what was at `path` before.
+    A full disk, an exception or kill -9 leaves what was at `path` before. The file gets
+    `permissions`, less what the umask takes.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +45,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, permissions & ~_umask())
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):

@@ -17,6 +17,7 @@ import numpy as np
 from fpjax.data.atomic import atomic_write
 from fpjax.data.colour import ColourError, avif_encoding, icc_to_srgb, png_encoding, to_srgb
 from fpjax.data.text import printable
+from fpjax.errors import FpjaxError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -49,7 +50,7 @@ _DECODER_ERRORS = (
 )
 
 
-class ImageError(ValueError):
+class ImageError(FpjaxError, ValueError):
     """An image file that cannot be used; the message says which and why, on one line."""
 
 

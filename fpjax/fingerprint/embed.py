@@ -106,6 +106,11 @@ def decode_images(generator: Generator, latents, batch: int = BATCH) -> np.ndarr
     return np.concatenate(parts)[:count]
 
 
+def natural_images(generator: Generator, key: Array, num: int) -> np.ndarray:
+    """(num, H, W, C) uint8 images of natural latents, as a user without a key would get them."""
+    return to_uint8(decode_images(generator, generator.natural_latents(key, num)))
+
+
 def embed(scheme: Scheme, alpha, keys) -> np.ndarray:
     """Latents (B, *latent_shape) of alpha (B, K - L) and keys (B, L); see `Scheme.embed`."""
     keys = check_keys(keys, scheme.key_length)

@@ -101,7 +101,7 @@ def energies(quadratic: Quadratic, bits: np.ndarray) -> np.ndarray:
     information, linear, offset = quadratic
     bits = np.asarray(bits)
     count, length = linear.shape
-    if bits.shape not in (bits.shape[:1] + (length,), (count, *bits.shape[1:2], length)):
+    if bits.shape not in ((*bits.shape[:1], length), (count, *bits.shape[1:2], length)):
         raise ValueError(
             f"keys have shape {bits.shape}: expected (N, {length}) or ({count}, N, {length})"
         )
@@ -151,9 +151,10 @@ def decision_feedback(information: np.ndarray, linear: np.ndarray, inverse_tempe
 
     The law exp(-theta E(k)) over uniform keys is approximated by the Gaussian of precision
     theta S + 1: undecided symbols are taken as Gaussian of variance 1, the variance of a uniform
-    symbol. (Where rounding has left S a negative eigenvalue -d, it is theta (S + d) + 1.) At each step the symbol with the least variance, given those decided, is next; and its
-    odds are those of the two values under that Gaussian. (Sequential decoding of lattices, known
-    as ordered successive interference cancellation: Wolniansky et al., "V-BLAST", 1998.)
+    symbol. (Where rounding has left S a negative eigenvalue -d, it is theta (S + d) + 1.) At each
+    step the symbol with the least variance, given those decided, is next; and its odds are those
+    of the two values under that Gaussian. (Sequential decoding of lattices, known as ordered
+    successive interference cancellation: Wolniansky et al., "V-BLAST", 1998.)
 
     Args:
       information: (..., L, L) float64.

@@ -1,7 +1,7 @@
 """Directions by the image metric: how much a picture changes, against how much pictures vary.
 
-The metric is H = E[J^T J] over natural latents, J the generator's Jacobian: the squared change of an
-image for a small change of its latent, on average. With the covariance C of natural latents, the
+The metric is H = E[J^T J] over natural latents, J the generator's Jacobian: the squared change of
+an image for a small change of its latent, on average. With the covariance C of natural latents, the
 generalised symmetric eigenproblem gives directions d_i with
 
     d_i^T H d_j = delta_ij        (each changes an image by 1, and no two the same way)

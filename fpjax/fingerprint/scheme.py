@@ -28,9 +28,9 @@ from fpjax.models.generator import Generator, static
 
 Array = jax.Array
 
-INVISIBLE = 2 / 255 / math.sqrt(12)
-"""Rounding noise of a pixel: `Scheme.create` leaves out directions whose natural effect on a whole
-image is below the rounding noise of the whole image."""
+LEFT_OUT_PSNR = 50.0
+"""Decibels, by the image metric, between natural images and those whose latents keep the mean along
+the directions that `Scheme.create` leaves out."""
 
 
 class SchemeError(FpjaxError, ValueError):
@@ -88,9 +88,10 @@ class Scheme:
             default is what gives about 40 dB of PSNR between original and fingerprinted.
           levels: "antipodal" or "binary" (published).
           code: "independent".
-          keep_all: keep directions that no 8-bit file shows. By default, in the image metric, those
-            are left out whose natural effect on an image is below its rounding noise: they cost the
-            inversion its time, and embedding sets them to their mean.
+          keep_all: keep directions along which natural images hardly vary. By default, in the image
+            metric, as many of the last ones are left out as change natural images by no more than
+            `LEFT_OUT_PSNR` in all: each costs the inversion time, and embedding sets them to their
+            mean.
 
         Raises:
           InputError: saying what does not fit.
@@ -125,8 +126,9 @@ class Scheme:
         if basis.metric == "image" and not keep_all:
             rows = np.arange(directions)
             fingerprint = (rows >= shift) & (rows < shift + length)
-            shown = basis.std >= INVISIBLE * math.sqrt(pixels)
-            rows = rows[fingerprint | shown]
+            energy = np.where(fingerprint, 0, basis.std.astype(np.float64) ** 2)
+            left_out = np.cumsum(energy[::-1])[::-1]
+            rows = rows[fingerprint | (left_out > 4 * 10 ** (-LEFT_OUT_PSNR / 10) * pixels)]
             shift = int(np.searchsorted(rows, shift))
             if len(rows) < directions:
                 basis = basis.select(rows)
@@ -138,7 +140,7 @@ class Scheme:
         return len(self.basis) - self.key_length
 
     def split(self, rows):
-        """U's and V's part of anything with one row a direction, (K, ...) -> (K - L, ...), (L, ...).
+        """U's and V's part of rows, one a direction: (K, ...) -> (K - L, ...), (L, ...).
 
         >>> scheme = Scheme(None, None, 1.0, key_length=1, shift=1)
         >>> [part.tolist() for part in scheme.split(np.array([7, 8, 9]))]

@@ -9,12 +9,14 @@ of `(config, params, ...)`; `params` is a nested dict whose names follow the pub
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 
-from fpjax.models import _layers as nn
-from fpjax.models._layers import Array, Params, Specs
+from fpjax.models import layers as nn
+from fpjax.models import parameters
+from fpjax.models.parameters import Array, Params, ParamSpec, Specs
 
 _EPS = 1e-6
 
@@ -68,6 +70,11 @@ class AutoencoderConfig:
             floats=("scale_factor", "shift_factor"),
         )
         nn.check_dtype(self.dtype)
+        sizes = ("ch", "resolution", "z_channels", "embed_dim", "in_channels", "out_ch")
+        nn.check_counts(self, **dict.fromkeys((*sizes, "norm_groups"), nn.MAX_SIZE))
+        nn.check_counts(self, num_res_blocks=nn.MAX_DEPTH)
+        if self.n_embed is not None:
+            nn.check_counts(self, n_embed=1 << 24)
         nn.check_groups(self.norm_groups, self.ch, *self.channels)
         if self.is_vq and self.double_z:
             raise ValueError("a VQ model (n_embed given) has no log-variance: set double_z=False")
@@ -150,14 +157,14 @@ class AutoencoderConfig:
         )
 
 
-def init_params(config: AutoencoderConfig, key: Array) -> dict:
+def init(config: AutoencoderConfig, key: Array) -> dict:
     """Draws the float32 parameters of an untrained first stage.
 
     >>> config = AutoencoderConfig(ch=32, ch_mult=(1,), num_res_blocks=1)
-    >>> sorted(init_params(config, jax.random.key(0)))
+    >>> sorted(init(config, jax.random.key(0)))
     ['decoder', 'encoder', 'post_quant_conv', 'quant_conv']
     """
-    return nn.draw_params(_specs(config), key)
+    return parameters.draw_params(_specs(config), key)
 
 
 def param_shapes(config: AutoencoderConfig) -> dict:
@@ -166,7 +173,7 @@ def param_shapes(config: AutoencoderConfig) -> dict:
     >>> param_shapes(AutoencoderConfig.vq_f4())["codebook"].shape
     (8192, 3)
     """
-    return nn.spec_shapes(_specs(config))
+    return parameters.spec_shapes(_specs(config))
 
 
 def encode(
@@ -179,7 +186,7 @@ def encode(
 
     Args:
       config: the architecture.
-      params: the tree from `init_params` or a converted checkpoint.
+      params: the tree from `init` or a converted checkpoint.
       images: (B, H, W, in_channels) in [-1, 1], sides multiples of `config.downsampling`.
       key: PRNG key to sample a KL latent.
 
@@ -206,7 +213,7 @@ def encode(
         z, log_variance = jnp.split(z, 2, axis=-1)
         if key is not None:
             std = jnp.exp(0.5 * jnp.clip(log_variance, -30.0, 20.0))
-            z = z + std * jax.random.normal(key, z.shape)
+            z = z + std * jax.random.normal(key, z.shape, z.dtype)
     return (z - config.shift_factor) * config.scale_factor
 
 
@@ -217,7 +224,7 @@ def decode(
 
     Args:
       config: the architecture.
-      params: the tree from `init_params` or a converted checkpoint.
+      params: the tree from `init` or a converted checkpoint.
       latents: (B, h, w, embed_dim), shifted and scaled as `encode` or a prior gives them.
       quantize: replace each vector by its nearest codebook entry first, with a straight-through
         gradient. A KL model has no codebook and ignores it.
@@ -263,7 +270,7 @@ def nearest_codes(codebook: Array, z: Array) -> Array:
         block, start = block_and_start
         # |z|^2 is the same for every code. Full precision: a coarse product picks wrong codes.
         cross = jnp.matmul(z, block.T, precision=jax.lax.Precision.HIGHEST)
-        distance = jnp.sum(block**2, axis=1) - 2 * cross
+        distance = nn.along_channels(jnp.sum(block**2, axis=1), cross) - 2 * cross
         index = jnp.argmin(distance, axis=-1)
         value = jnp.take_along_axis(distance, index[..., None], axis=-1)[..., 0]
         closer = value < best[0]
@@ -286,7 +293,9 @@ def _specs(config: AutoencoderConfig) -> Specs:
         specs["encoder"] = _encoder_specs(config, z_out)
         specs["quant_conv"] = nn.linear_spec(z_out, moments)
     if config.n_embed is not None:
-        specs["codebook"] = nn.ParamSpec((config.n_embed, config.embed_dim))
+        specs["codebook"] = ParamSpec(
+            (config.n_embed, config.embed_dim), std=1 / math.sqrt(config.n_embed)
+        )
     return specs
 
 

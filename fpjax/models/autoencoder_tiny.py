@@ -12,8 +12,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from fpjax.models import _layers as nn
-from fpjax.models._layers import Array, Params, Specs
+from fpjax.models import layers as nn
+from fpjax.models import parameters
+from fpjax.models.parameters import Array, Params, Specs
 
 _NORM_GROUPS = 4
 _NORM_EPS = 1e-5
@@ -60,6 +61,12 @@ class AutoencoderTinyConfig:
             floats=("scale_factor", "shift_factor"),
         )
         nn.check_dtype(self.dtype)
+        sizes = ("latent_channels", "channels", "in_channels", "out_channels", "resolution")
+        nn.check_counts(self, **dict.fromkeys(sizes, nn.MAX_SIZE))
+        for name in ("encoder_blocks", "decoder_blocks"):
+            blocks = getattr(self, name)
+            if not blocks or not all(type(n) is int and 0 <= n <= nn.MAX_DEPTH for n in blocks):
+                raise ValueError(f"{name}: expected whole numbers from 0 to {nn.MAX_DEPTH}")
         if self.has_encoder and len(self.encoder_blocks) != len(self.decoder_blocks):
             raise ValueError(
                 f"{len(self.encoder_blocks)} encoder and {len(self.decoder_blocks)} decoder "
@@ -99,14 +106,14 @@ class AutoencoderTinyConfig:
         return cls(latent_channels=32, midblock_norm=True)
 
 
-def init_params(config: AutoencoderTinyConfig, key: Array) -> dict:
+def init(config: AutoencoderTinyConfig, key: Array) -> dict:
     """Draws the float32 parameters of an untrained tiny autoencoder.
 
     >>> config = AutoencoderTinyConfig(channels=8, encoder_blocks=(1,), decoder_blocks=(1,))
-    >>> sorted(init_params(config, jax.random.key(0))["decoder"])
+    >>> sorted(init(config, jax.random.key(0))["decoder"])
     ['conv_in', 'conv_out', 'stage']
     """
-    return nn.draw_params(_specs(config), key)
+    return parameters.draw_params(_specs(config), key)
 
 
 def param_shapes(config: AutoencoderTinyConfig) -> dict:
@@ -115,7 +122,7 @@ def param_shapes(config: AutoencoderTinyConfig) -> dict:
     >>> param_shapes(AutoencoderTinyConfig.taef2())["decoder"]["conv_in"]["weight"].shape
     (3, 3, 32, 64)
     """
-    return nn.spec_shapes(_specs(config))
+    return parameters.spec_shapes(_specs(config))
 
 
 def encode(config: AutoencoderTinyConfig, params: Params, images: Array) -> Array:
@@ -123,7 +130,7 @@ def encode(config: AutoencoderTinyConfig, params: Params, images: Array) -> Arra
 
     Args:
       config: the architecture.
-      params: the tree from `init_params` or a converted checkpoint.
+      params: the tree from `init` or a converted checkpoint.
       images: (B, H, W, in_channels) in [-1, 1], sides multiples of `config.downsampling`.
 
     Returns:
@@ -157,7 +164,7 @@ def decode(config: AutoencoderTinyConfig, params: Params, latents: Array) -> Arr
 
     Args:
       config: the architecture.
-      params: the tree from `init_params` or a converted checkpoint.
+      params: the tree from `init` or a converted checkpoint.
       latents: (B, h, w, latent_channels).
 
     Returns:

@@ -23,52 +23,27 @@ from typing import Any
 import numpy as np
 
 from fpjax.data.atomic import atomic_directory
+from fpjax.errors import FpjaxError
+from fpjax.models.parameters import flatten, mismatches, unflatten
 
 FORMAT_VERSION = 1
+HEADER_BYTES = 4 << 20
 
 
-class CheckpointFormatError(ValueError):
+class CheckpointFormatError(FpjaxError, ValueError):
     """A folder that is no fpjax checkpoint, or a damaged one."""
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves of a nested dict by "/"-joined path, sorted; the leaves are left alone.
-
-    >>> flatten({"b": {"c": np.ones(2)}, "a": np.zeros(3)}).keys()
-    dict_keys(['a', 'b/c'])
-    """
-    leaves: dict[str, Any] = {}
-    for name in sorted(tree):
-        value = tree[name]
-        if isinstance(value, Mapping):
-            leaves.update(flatten(value, f"{prefix}{name}/"))
-        else:
-            leaves[prefix + name] = value
-    return leaves
 
 
 def _arrays(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
 
 
-def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The nested dict of "/"-joined paths; the inverse of `flatten`.
-
-    >>> unflatten({"a": 1, "b/c": 2})
-    {'a': 1, 'b': {'c': 2}}
-    """
-    tree: dict[str, Any] = {}
-    for path, value in leaves.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = value
-    return tree
-
-
 def canonical_json(value: Any) -> str:
-    """JSON text that is the same for equal values: sorted keys, no spaces."""
+    """JSON text that is the same for equal values: sorted keys, no spaces.
+
+    >>> canonical_json({"b": 1, "a": (2, 3)})
+    '{"a":[2,3],"b":1}'
+    """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -76,6 +51,9 @@ def params_sha256(architecture: str, config: Mapping[str, Any], params: Mapping[
     """Hash of what a generator computes: architecture, config, and every parameter in float32.
 
     Independent of the file format, of the machine's byte order and of the order of names.
+
+    >>> params_sha256("stylegan2", {"resolution": 8}, {"a": np.ones(2)})[:8]
+    '1db4cbd4'
     """
     digest = hashlib.sha256()
     digest.update(canonical_json([architecture, config]).encode())
@@ -86,7 +64,12 @@ def params_sha256(architecture: str, config: Mapping[str, Any], params: Mapping[
 
 
 def config_to_json(config: Any) -> dict[str, Any]:
-    """A frozen config dataclass as plain JSON values."""
+    """A frozen config dataclass as plain JSON values.
+
+    >>> from fpjax.models.stylegan2 import StyleGAN2Config
+    >>> config_to_json(StyleGAN2Config(8))["fir"]
+    [1.0, 3.0, 3.0, 1.0]
+    """
     return json.loads(canonical_json(dataclasses.asdict(config)))
 
 
@@ -95,16 +78,23 @@ def config_from_json(config_class: type, values: Mapping[str, Any]) -> Any:
 
     Raises:
       CheckpointFormatError: for an unknown or missing field.
+
+    >>> from fpjax.models.stylegan2 import StyleGAN2Config
+    >>> config_from_json(StyleGAN2Config, {"resolution": 8, "fir": [1, 2, 2, 1]}).fir
+    (1, 2, 2, 1)
     """
 
     def tuples(value):
         return tuple(tuples(v) for v in value) if isinstance(value, list) else value
 
     try:
-        return config_class(**{name: tuples(value) for name, value in values.items()})
-    except (TypeError, ValueError, AttributeError) as error:
+        config = config_class(**{name: tuples(value) for name, value in values.items()})
+        hash(config)  # a field of a type that no config has would fail later, under jit
+        return config
+    except (TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        reason = " ".join(str(error)[:300].split())
         raise CheckpointFormatError(
-            f"config.json does not describe a {config_class.__name__}: {error}"
+            f"config.json does not describe a {config_class.__name__}: {reason}"
         ) from error
 
 
@@ -129,6 +119,12 @@ def save_checkpoint(
 
     Raises:
       FileExistsError: if the folder exists.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as parent:
+    ...     save_checkpoint(f"{parent}/model", "stylegan2", {}, {"a": {"b": np.ones(2)}})
+    ...     print(sorted(file.name for file in Path(parent, "model").iterdir()))
+    ['config.json', 'params.safetensors']
     """
     from safetensors.numpy import save_file
 
@@ -169,17 +165,25 @@ def read_header(path: str | os.PathLike) -> dict[str, Any]:
 
     Raises:
       CheckpointFormatError: if it is missing, damaged, or of a newer format.
+
+    >>> read_header("no-such-folder")
+    Traceback (most recent call last):
+    fpjax.models.checkpoint.CheckpointFormatError: no-such-folder: no config.json, ...
     """
     file = Path(path) / "config.json"
     try:
+        if file.stat().st_size > HEADER_BYTES:
+            raise CheckpointFormatError(f"{file}: over {HEADER_BYTES >> 20} MiB: no config")
         header = json.loads(file.read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointFormatError(
             f"{path}: no config.json, so this is no fpjax checkpoint; fpjax-convert makes one from "
             "published weights"
         ) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointFormatError(f"{file}: damaged ({error})") from error
+    except CheckpointFormatError:
+        raise
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, a number of 5,000 digits
+        raise CheckpointFormatError(f"{file}: damaged ({str(error)[:200]})") from error
     if not isinstance(header, dict) or not {"format_version", "architecture", "config"} <= set(
         header
     ):
@@ -198,6 +202,10 @@ def load_tensors(file: str | os.PathLike) -> dict[str, np.ndarray]:
 
     Raises:
       CheckpointFormatError: if it is missing or damaged.
+
+    >>> load_tensors("no-such-file")
+    Traceback (most recent call last):
+    fpjax.models.checkpoint.CheckpointFormatError: no-such-file: no such file
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -215,6 +223,12 @@ def load_leaves(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
     Raises:
       CheckpointFormatError: if they are missing or damaged.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as parent:
+    ...     save_checkpoint(f"{parent}/model", "stylegan2", {}, {"a": {"b": np.ones(2)}})
+    ...     print(load_leaves(f"{parent}/model"))
+    {'a/b': array([1., 1.])}
     """
     folder = Path(path) / "params"
     if not folder.is_dir():
@@ -238,17 +252,16 @@ def load_params(path: str | os.PathLike, shapes: Mapping[str, Any]) -> dict[str,
 
     Raises:
       CheckpointFormatError: naming what is missing, unexpected or of another shape.
+
+    >>> import tempfile
+    >>> tree = {"a": {"b": np.ones(2, np.float32)}}
+    >>> with tempfile.TemporaryDirectory() as parent:
+    ...     save_checkpoint(f"{parent}/model", "stylegan2", {}, tree)
+    ...     print(load_params(f"{parent}/model", tree))
+    {'a': {'b': array([1., 1.], dtype=float32)}}
     """
     leaves = load_leaves(path)
-    expected = {name: tuple(leaf.shape) for name, leaf in flatten(shapes).items()}
-    problems = [f"{name} is missing" for name in sorted(expected.keys() - leaves.keys())]
-    problems += [f"{name} is unexpected" for name in sorted(leaves.keys() - expected.keys())]
-    problems += [
-        f"{name} has shape {leaves[name].shape}, expected {expected[name]}"
-        for name in sorted(expected.keys() & leaves.keys())
-        if leaves[name].shape != expected[name]
-    ]
-    if problems:
+    if problems := mismatches(leaves, shapes):
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise CheckpointFormatError(f"{path}: {'; '.join(problems[:5])}{more}")
     return unflatten({name: leaf.astype(np.float32) for name, leaf in leaves.items()})

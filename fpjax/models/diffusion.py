@@ -11,18 +11,19 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fpjax.models import _layers as nn
+from fpjax.models import layers as nn
 from fpjax.models import unet
-from fpjax.models._layers import Array, Params
+from fpjax.models.parameters import Array, Params
 from fpjax.models.unet import UNetConfig
 
 BetaSchedule = Literal["sqrt_linear", "linear", "cosine"]
+MAX_TIMESTEPS = 100_000  # of a schedule; published ones have 1000 or 4000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,17 @@ class DiffusionConfig:
         if isinstance(self.unet, dict):  # as a config read from JSON has it
             object.__setattr__(self, "unet", UNetConfig(**self.unet))
         nn.normalize_config(self, tuples=(), floats=("linear_start", "linear_end"))
+        nn.check_counts(self, num_timesteps=MAX_TIMESTEPS)
+        if self.beta_schedule not in get_args(BetaSchedule):
+            raise ValueError(
+                f"beta_schedule {nn.short(self.beta_schedule)}: choose one of "
+                f"{', '.join(get_args(BetaSchedule))}"
+            )
+        if self.unet.in_channels != self.unet.out_channels:
+            raise ValueError(
+                f"the denoiser reads {self.unet.in_channels} channels and predicts "
+                f"{self.unet.out_channels}: the noise has as many as what it is in"
+            )
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -71,7 +83,11 @@ class DiffusionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Denoiser:
-    """`unet.denoise` of one architecture: hashable, so compiled samplers keep no weights alive."""
+    """`unet.denoise` of one architecture: hashable, so compiled samplers keep no weights alive.
+
+    >>> Denoiser(UNetConfig()) == Denoiser(UNetConfig())
+    True
+    """
 
     config: UNetConfig
 
@@ -84,11 +100,11 @@ class Denoiser:
 class DiffusionPrior:
     """Draws latents: a trained denoiser with its schedule.
 
-    `params` is the plain tree of `unet.init_params` or of a converted checkpoint; `denoise` takes
+    `params` is the plain tree of `unet.init` or of a converted checkpoint; `denoise` takes
     parameters as an argument and is pure.
 
     >>> config = DiffusionConfig(UNetConfig(image_size=8, model_channels=32, channel_mult=(1,)))
-    >>> DiffusionPrior(config, unet.init_params(config.unet, jax.random.key(0))).latent_shape
+    >>> DiffusionPrior(config, unet.param_shapes(config.unet)).latent_shape
     (8, 8, 3)
     """
 
@@ -131,7 +147,11 @@ class Prior(Protocol):
 
 
 class DDIMSchedule(NamedTuple):
-    """Numbers of each sampling step, in sampling order (noisiest first), each (steps,)."""
+    """Numbers of each sampling step, in sampling order (noisiest first), each (steps,).
+
+    >>> ddim_schedule(alphas_cumprod(1000), 4).timesteps[0]
+    np.int64(751)
+    """
 
     timesteps: np.ndarray
     alphas: np.ndarray
@@ -181,20 +201,22 @@ def alphas_cumprod(
 def ddim_timesteps(num_timesteps: int, steps: int) -> np.ndarray:
     """Training timesteps that DDIM visits: every (T // steps)-th, from 1, as CompVis counts them.
 
-    Where `steps` does not divide T there are a few more than asked for, as there.
+    Where `steps` does not divide T there are a few more than asked for, as there. Where that count
+    would end at T, one past the last timestep, the last one, T - 1, is visited instead.
 
     Raises:
-      ValueError: if steps is not in 1 .. T // 2; more would go past the last timestep.
+      ValueError: if steps is not in 1 .. T // 2; more would visit the last timestep twice.
 
-    >>> ddim_timesteps(1000, 4).tolist()
-    [1, 251, 501, 751]
+    >>> ddim_timesteps(1000, 4).tolist(), ddim_timesteps(1000, 3).tolist()
+    ([1, 251, 501, 751], [1, 334, 667, 999])
     """
     if not 1 <= steps <= num_timesteps // 2:
         raise ValueError(
             f"steps {steps}: DDIM on {num_timesteps} training timesteps takes 1 to "
             f"{num_timesteps // 2} steps"
         )
-    return np.arange(0, num_timesteps, num_timesteps // steps) + 1
+    counted = np.arange(0, num_timesteps, num_timesteps // steps) + 1
+    return np.minimum(counted, num_timesteps - 1)
 
 
 def ddim_schedule(alphas_cumprod: np.ndarray, steps: int) -> DDIMSchedule:
@@ -262,13 +284,16 @@ def ddim_sample(
 
 def _coefficients(schedule: DDIMSchedule, eta: Array | float) -> tuple[Array, ...]:
     """(timestep, a, b, sigma) of each step, x_prev = a x + b eps + sigma noise."""
-    alphas, alphas_prev = schedule.alphas, schedule.alphas_prev
-    sigmas = eta * schedule.sigmas_eta1
-    scale = np.sqrt(alphas_prev / alphas)
+    timesteps, *values = schedule
+    if isinstance(eta, jax.Array):
+        eta, *values = (jnp.asarray(x, jnp.float32) for x in (eta, *values))
+    alphas, alphas_prev, sigmas = values
+    sigmas = eta * sigmas
+    scale = (alphas_prev / alphas) ** 0.5
     # In [0, 1] where eta is, but for rounding where eta is 1.
     direction = (1 - alphas_prev - sigmas**2).clip(0.0) ** 0.5
-    shift = direction - scale * np.sqrt(1 - alphas)
-    timesteps = jnp.asarray(schedule.timesteps, jnp.int32)
+    shift = direction - scale * (1 - alphas) ** 0.5
+    timesteps = jnp.asarray(timesteps, jnp.int32)
     return timesteps, *(jnp.asarray(x, jnp.float32) for x in (scale, shift, sigmas))
 
 

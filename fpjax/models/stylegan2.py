@@ -1,8 +1,7 @@
 """StyleGAN2 (Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020).
 
-Mapping network z -> w and skip-architecture synthesis w -> image, as Flax NNX modules that are
-used at the edge only: `init` and the pure functions `mapping` and `synthesis` work on a plain
-nested dict of arrays, so parameters go through jit, vmap, jvp, Orbax and sharding with no wrapper.
+Mapping network z -> w and skip-architecture synthesis w -> image, as pure functions of
+`(config, params, ...)`; `params` is a nested dict of arrays.
 
 Modulation scales the activations that enter a convolution and demodulation the ones that leave it,
 instead of the weights: one shared kernel for the whole batch, which is the same product and, unlike
@@ -12,19 +11,16 @@ one kernel per sample, stays an ordinary convolution under vmap.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from fpjax.models import resample
+from fpjax.models import layers, parameters, resample
+from fpjax.models.layers import along_channels, convolve
+from fpjax.models.parameters import Array, Params, ParamSpec, Specs
 
-Array = jax.Array
-Params = Mapping[str, Any]
 Noise = Literal["const", "none"] | Array
 
 
@@ -63,18 +59,37 @@ class StyleGAN2Config:
     def __post_init__(self):
         if self.resolution not in (8, 16, 32, 64, 128, 256, 512, 1024):
             raise ValueError(
-                f"resolution {self.resolution}: StyleGAN2 needs a power of two from 8 to 1024"
+                f"resolution {layers.short(self.resolution)}: StyleGAN2 needs a power of two "
+                "from 8 to 1024"
             )
-        for name in ("z_dim", "w_dim", "num_mapping_layers"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} {value!r}: expected a positive whole number")
+        layers.check_counts(
+            self,
+            z_dim=layers.MAX_SIZE,
+            w_dim=layers.MAX_SIZE,
+            num_mapping_layers=layers.MAX_DEPTH,
+            channel_base=layers.MAX_SIZE << 10,
+            channel_max=layers.MAX_SIZE,
+        )
         if len(self.fir) != 4:
             raise ValueError(f"fir has {len(self.fir)} taps: the resampling filter needs 4")
+        clamp = () if self.conv_clamp is None else (self.conv_clamp,)
+        numbers = (self.mapping_lr_multiplier, *self.fir, *clamp)
+        if not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers):
+            raise ValueError(
+                "mapping_lr_multiplier, fir and conv_clamp: expected finite numbers, or no clamp"
+            )
+        if not self.mapping_lr_multiplier > 0:
+            raise ValueError(
+                f"mapping_lr_multiplier {self.mapping_lr_multiplier}: expected a positive number"
+            )
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype {self.dtype!r}: choose 'float32' or 'bfloat16'")
         if self.channels is not None:
+            if len(self.channels) > layers.MAX_LEVELS:
+                raise ValueError(f"channels of {len(self.channels)} sides: expected at most 9")
             table = tuple(sorted((int(r), int(c)) for r, c in self.channels))
+            if not all(1 <= c <= layers.MAX_SIZE for _, c in table):
+                raise ValueError(f"channels: expected 1 to {layers.MAX_SIZE:,} at each side")
             if [r for r, _ in table] != list(self.block_resolutions):
                 raise ValueError(
                     f"channels name the sides {[r for r, _ in table]}: expected one entry for "
@@ -120,167 +135,47 @@ class StyleGAN2Config:
 
 
 def leaky_relu(x: Array) -> Array:
-    """Leaky ReLU of slope 0.2 and gain sqrt(2), which keeps a normal input's variance."""
-    return jnp.where(x >= 0, x, 0.2 * x) * jnp.asarray(math.sqrt(2), x.dtype)
+    """Leaky ReLU of slope 0.2 and gain sqrt(2), which keeps a normal input's variance.
+
+    >>> leaky_relu(jnp.asarray([-5.0, 0.0])).round(3).tolist()
+    [-1.4140..., 0.0]
+    """
+    return jax.nn.leaky_relu(x, 0.2) * math.sqrt(2)
 
 
-class Linear(nnx.Module):
-    """Fully connected layer with an equalised learning rate; weights are stored before scaling."""
+def equalized_linear_spec(
+    in_features: int, out_features: int, *, lr_multiplier: float = 1.0, bias: float = 0.0
+) -> Specs:
+    """Parameters of `equalized_linear`, whose weights are stored before they are scaled.
 
-    def __init__(self, in_features, out_features, *, rngs, lr_multiplier=1.0, bias_init=0.0):
-        shape = (in_features, out_features)
-        self.weight = nnx.Param(jax.random.normal(rngs.params(), shape) / lr_multiplier)
-        self.bias = nnx.Param(jnp.full((out_features,), bias_init / lr_multiplier))
-        self.lr_multiplier = lr_multiplier
-
-    def __call__(self, x: Array) -> Array:
-        gain = self.lr_multiplier / math.sqrt(self.weight.shape[0])
-        return x @ (self.weight[...] * gain) + self.bias[...] * self.lr_multiplier
-
-
-class MappingNetwork(nnx.Module):
-    """z (B, z_dim) -> w (B, w_dim); holds `w_avg`, the centre that truncation pulls towards."""
-
-    def __init__(self, config: StyleGAN2Config, *, rngs):
-        self.num_layers = config.num_mapping_layers
-        width = config.z_dim
-        for i in range(self.num_layers):
-            layer = Linear(
-                width, config.w_dim, rngs=rngs, lr_multiplier=config.mapping_lr_multiplier
-            )
-            setattr(self, f"fc{i}", layer)
-            width = config.w_dim
-        self.w_avg = nnx.Param(jnp.zeros((config.w_dim,)))
-
-    def __call__(self, z: Array) -> Array:
-        x = z * jax.lax.rsqrt(jnp.mean(z**2, axis=-1, keepdims=True) + 1e-8)
-        for i in range(self.num_layers):
-            x = leaky_relu(getattr(self, f"fc{i}")(x))
-        return x
+    >>> equalized_linear_spec(3, 8, bias=1.0)["bias"].mean
+    1.0
+    """
+    return {
+        "weight": ParamSpec((in_features, out_features), std=1 / lr_multiplier),
+        "bias": ParamSpec((out_features,), mean=bias / lr_multiplier),
+    }
 
 
-class StyledConv(nnx.Module):
-    """Modulated 3x3 convolution (optionally doubling the size), noise, bias, leaky ReLU."""
+def equalized_linear(params: Params, x: Array, lr_multiplier: float = 1.0) -> Array:
+    """Linear layer x (B, in) -> (B, out) with an equalised learning rate (Karras et al., 2018).
 
-    def __init__(self, config: StyleGAN2Config, in_channels, out_channels, side, *, up, rngs):
-        self.config, self.side, self.up = config, side, up
-        self.affine = Linear(config.w_dim, in_channels, rngs=rngs, bias_init=1.0)
-        shape = (3, 3, in_channels, out_channels)
-        self.weight = nnx.Param(jax.random.normal(rngs.params(), shape))
-        self.bias = nnx.Param(jnp.zeros((out_channels,)))
-        self.noise_const = nnx.Param(jax.random.normal(rngs.params(), (side, side)))
-        self.noise_strength = nnx.Param(jnp.zeros(()))
-
-    def __call__(self, x: Array, w: Array, noise: Noise, index: int) -> Array:
-        dtype = jnp.dtype(self.config.dtype)
-        # 1/sqrt(fan-in) keeps half-precision products in range; demodulation undoes it exactly.
-        weight = self.weight[...] / math.sqrt(math.prod(self.weight.shape[:3]))
-        style = self.affine(w)
-        energy = jnp.sum(weight**2, axis=(0, 1))
-        demodulation = jax.lax.rsqrt(style**2 @ energy + 1e-8)
-        x = x * style[:, None, None, :].astype(dtype)
-        weight = weight.astype(dtype)
-        if self.up:
-            x = resample.conv2d_up(x, weight, jnp.asarray(self.config.fir))
-        else:
-            x = resample.conv2d(x, weight)
-        x = x * demodulation[:, None, None, :].astype(dtype)
-        if isinstance(noise, str):
-            if noise == "const":
-                x = x + (self.noise_const[...] * self.noise_strength[...])[..., None].astype(dtype)
-        else:
-            shape = (x.shape[0], self.side, self.side, 1)
-            drawn = jax.random.normal(jax.random.fold_in(noise, index), shape)
-            x = x + (drawn * self.noise_strength[...]).astype(dtype)
-        x = leaky_relu(x + self.bias[...].astype(dtype))
-        if self.config.conv_clamp is not None:
-            x = jnp.clip(x, -self.config.conv_clamp, self.config.conv_clamp)
-        return x
-
-
-class ToRGB(nnx.Module):
-    """Modulated 1x1 convolution to three channels, without demodulation."""
-
-    def __init__(self, config: StyleGAN2Config, in_channels, *, rngs):
-        self.config = config
-        self.affine = Linear(config.w_dim, in_channels, rngs=rngs, bias_init=1.0)
-        self.weight = nnx.Param(jax.random.normal(rngs.params(), (in_channels, 3)))
-        self.bias = nnx.Param(jnp.zeros((3,)))
-
-    def __call__(self, x: Array, w: Array) -> Array:
-        style = self.affine(w)[:, None, None, :].astype(x.dtype)
-        weight = self.weight[...] / math.sqrt(self.weight.shape[0])
-        rgb = (x * style) @ weight.astype(x.dtype) + self.bias[...].astype(x.dtype)
-        if self.config.conv_clamp is not None:
-            rgb = jnp.clip(rgb, -self.config.conv_clamp, self.config.conv_clamp)
-        return rgb.astype(jnp.float32)
-
-
-class SynthesisBlock(nnx.Module):
-    """All layers at one resolution: (conv0 doubles the size), conv1, torgb."""
-
-    def __init__(self, config: StyleGAN2Config, side: int, *, rngs):
-        channels = config.num_channels(side)
-        if side == 4:
-            self.const = nnx.Param(jax.random.normal(rngs.params(), (4, 4, channels)))
-        else:
-            below = config.num_channels(side // 2)
-            self.conv0 = StyledConv(config, below, channels, side, up=True, rngs=rngs)
-        self.conv1 = StyledConv(config, channels, channels, side, up=False, rngs=rngs)
-        self.torgb = ToRGB(config, channels, rngs=rngs)
-
-
-class SynthesisNetwork(nnx.Module):
-    """Styles (B, num_layers, w_dim) -> images (B, resolution, resolution, 3)."""
-
-    def __init__(self, config: StyleGAN2Config, *, rngs):
-        self.config = config
-        for side in config.block_resolutions:
-            setattr(self, f"b{side}", SynthesisBlock(config, side, rngs=rngs))
-
-    def __call__(self, ws: Array, noise: Noise) -> Array:
-        dtype = jnp.dtype(self.config.dtype)
-        image, index = None, 0
-        for side in self.config.block_resolutions:
-            block = getattr(self, f"b{side}")
-            if side == 4:
-                const = block.const[...].astype(dtype)
-                x = jnp.broadcast_to(const, (ws.shape[0], *const.shape))
-            else:
-                x = block.conv0(x, ws[:, index], noise, index)
-                index += 1
-            x = block.conv1(x, ws[:, index], noise, index)
-            index += 1
-            # The RGB layer shares its style with the next block's first convolution.
-            rgb = block.torgb(x, ws[:, index])
-            if image is None:
-                image = rgb
-            else:
-                image = rgb + resample.upsample_2d(image, jnp.asarray(self.config.fir))
-        return image
-
-
-class StyleGAN2(nnx.Module):
-    """Mapping and synthesis under one roof; its Flax state is the parameter tree."""
-
-    def __init__(self, config: StyleGAN2Config, *, rngs):
-        self.mapping = MappingNetwork(config, rngs=rngs)
-        self.synthesis = SynthesisNetwork(config, rngs=rngs)
-
-
-@functools.lru_cache(maxsize=64)
-def _graphdef(config: StyleGAN2Config):
-    return nnx.split(nnx.eval_shape(lambda: StyleGAN2(config, rngs=nnx.Rngs(0))))
+    >>> layer = {"weight": jnp.ones((4, 2)), "bias": jnp.zeros(2)}
+    >>> equalized_linear(layer, jnp.ones((1, 4))).tolist()
+    [[2.0, 2.0]]
+    """
+    gain = lr_multiplier / math.sqrt(x.shape[-1])
+    return x @ (params["weight"] * gain) + along_channels(params["bias"] * lr_multiplier, x)
 
 
 def init(config: StyleGAN2Config, key: Array) -> dict[str, Any]:
-    """Draws the parameters of an untrained generator.
+    """Draws the float32 parameters of an untrained generator.
 
-    >>> params = init(StyleGAN2Config(8, 16, 16, 2, channel_base=64), jax.random.key(0))
+    >>> params = init(StyleGAN2Config(8, 16, 16, 1, channel_base=64), jax.random.key(0))
     >>> params["synthesis"]["b8"]["conv0"]["weight"].shape
     (3, 3, 16, 8)
     """
-    return nnx.to_pure_dict(nnx.state(StyleGAN2(config, rngs=nnx.Rngs(key))))
+    return parameters.draw_params(_specs(config), key)
 
 
 def param_shapes(config: StyleGAN2Config) -> dict[str, Any]:
@@ -289,7 +184,7 @@ def param_shapes(config: StyleGAN2Config) -> dict[str, Any]:
     >>> param_shapes(StyleGAN2Config(8, 16, 16, 2))["mapping"]["w_avg"].shape
     (16,)
     """
-    return nnx.to_pure_dict(_graphdef(config)[1])
+    return parameters.spec_shapes(_specs(config))
 
 
 def mapping(
@@ -306,16 +201,22 @@ def mapping(
     Returns:
       w, (B, w_dim).
 
+    Raises:
+      ValueError: if z is of another shape.
+
+    >>> from functools import partial
     >>> config = StyleGAN2Config(8, 16, 16, 2, channel_base=64)
-    >>> mapping(config, init(config, jax.random.key(0)), jnp.ones((3, 16))).shape
+    >>> jax.eval_shape(partial(mapping, config), param_shapes(config), jnp.ones((3, 16))).shape
     (3, 16)
     """
     if z.ndim != 2 or z.shape[1] != config.z_dim:
         raise ValueError(f"z has shape {z.shape}: expected (batch, {config.z_dim})")
-    model = nnx.merge(_graphdef(config)[0], params)
-    w = model.mapping(z)
-    w_avg = model.mapping.w_avg[...]
-    return w_avg + truncation_psi * (w - w_avg)
+    params = params["mapping"]
+    x = z * jax.lax.rsqrt(jnp.mean(z**2, axis=-1, keepdims=True) + 1e-8)
+    for i in range(config.num_mapping_layers):
+        x = leaky_relu(equalized_linear(params[f"fc{i}"], x, config.mapping_lr_multiplier))
+    w_avg = along_channels(params["w_avg"], x)
+    return w_avg + truncation_psi * (x - w_avg)
 
 
 def synthesis(
@@ -337,19 +238,106 @@ def synthesis(
     Raises:
       ValueError: if the latents or the noise are of another form.
 
+    >>> from functools import partial
     >>> config = StyleGAN2Config(8, 16, 16, 2, channel_base=64)
-    >>> synthesis(config, init(config, jax.random.key(0)), jnp.ones((3, 16))).shape
+    >>> jax.eval_shape(partial(synthesis, config), param_shapes(config), jnp.ones((3, 16))).shape
     (3, 8, 8, 3)
     """
     if isinstance(noise, str) and noise not in ("const", "none"):
         raise ValueError(f"noise {noise!r}: choose 'const', 'none' or a PRNG key")
     if latents.ndim == 2 and latents.shape[1] == config.w_dim:
-        latents = jnp.broadcast_to(
-            latents[:, None], (latents.shape[0], config.num_layers, config.w_dim)
-        )
-    elif latents.ndim != 3 or latents.shape[1:] != (config.num_layers, config.w_dim):
+        styles = [latents] * config.num_layers
+    elif latents.ndim == 3 and latents.shape[1:] == (config.num_layers, config.w_dim):
+        styles = [latents[:, i] for i in range(config.num_layers)]
+    else:
         raise ValueError(
             f"latents have shape {latents.shape}: expected (batch, {config.w_dim}) or "
             f"(batch, {config.num_layers}, {config.w_dim})"
         )
-    return nnx.merge(_graphdef(config)[0], params).synthesis(latents, noise)
+    params, index = params["synthesis"], 0
+    const = jnp.asarray(params["b4"]["const"], config.dtype)
+    x = jnp.broadcast_to(const, (latents.shape[0], *const.shape))
+    image = None
+    for side in config.block_resolutions:
+        block = params[f"b{side}"]
+        for name in ("conv1",) if side == 4 else ("conv0", "conv1"):
+            layer_noise = jax.random.fold_in(noise, index) if not isinstance(noise, str) else noise
+            up = name == "conv0"
+            x = _styled_conv(config, block[name], x, styles[index], layer_noise, up=up)
+            index += 1
+        # The RGB layer shares its style with the next block's first convolution.
+        rgb = _to_rgb(config, block["torgb"], x, styles[index])
+        image = rgb if image is None else rgb + resample.upsample_2d(image, config.fir)
+    return image
+
+
+def _specs(config: StyleGAN2Config) -> Specs:
+    layers, width = {}, config.z_dim
+    for i in range(config.num_mapping_layers):
+        layers[f"fc{i}"] = equalized_linear_spec(
+            width, config.w_dim, lr_multiplier=config.mapping_lr_multiplier
+        )
+        width = config.w_dim
+    blocks: Specs = {}
+    for side in config.block_resolutions:
+        channels = config.num_channels(side)
+        first: Specs = {"const": ParamSpec((4, 4, channels), std=1.0)}
+        if side > 4:
+            below = config.num_channels(side // 2)
+            first = {"conv0": _styled_conv_spec(config, below, channels, side)}
+        blocks[f"b{side}"] = first | {
+            "conv1": _styled_conv_spec(config, channels, channels, side),
+            "torgb": {
+                "affine": equalized_linear_spec(config.w_dim, channels, bias=1.0),
+                "weight": ParamSpec((channels, 3), std=1.0),
+                "bias": ParamSpec((3,)),
+            },
+        }
+    return {"mapping": layers | {"w_avg": ParamSpec((config.w_dim,))}, "synthesis": blocks}
+
+
+def _styled_conv_spec(config: StyleGAN2Config, channels: int, out: int, side: int) -> Specs:
+    return {
+        "affine": equalized_linear_spec(config.w_dim, channels, bias=1.0),
+        "weight": ParamSpec((3, 3, channels, out), std=1.0),
+        "bias": ParamSpec((out,)),
+        "noise_const": ParamSpec((side, side), std=1.0),
+        "noise_strength": ParamSpec(()),
+    }
+
+
+def _styled_conv(
+    config: StyleGAN2Config, params: Params, x: Array, w: Array, noise: Noise, *, up: bool
+) -> Array:
+    """Modulated 3x3 convolution (optionally doubling the size), noise, bias, leaky ReLU."""
+    style = equalized_linear(params["affine"], w)
+    # 1/sqrt(fan-in) keeps half-precision products in range; demodulation undoes it exactly.
+    weight = params["weight"] / math.sqrt(9 * x.shape[-1])
+    energy = jnp.sum(weight**2, axis=(0, 1))
+    demodulation = jax.lax.rsqrt(style**2 @ energy + 1e-8)
+    x = x * _per_image(style, x)
+    x = resample.conv2d_up(x, weight, config.fir) if up else convolve(x, weight)
+    x = x * _per_image(demodulation, x)
+    if not isinstance(noise, str):
+        drawn = jax.random.normal(noise, (*x.shape[:3], 1), jnp.float32)
+        x = x + (drawn * params["noise_strength"]).astype(x.dtype)
+    elif noise == "const":
+        fixed = params["noise_const"] * params["noise_strength"]
+        x = x + fixed[None, :, :, None].astype(x.dtype)
+    return _clamp(config, leaky_relu(x + along_channels(params["bias"], x)))
+
+
+def _to_rgb(config: StyleGAN2Config, params: Params, x: Array, w: Array) -> Array:
+    """Modulated 1x1 convolution to three channels in float32, without demodulation."""
+    x = x * _per_image(equalized_linear(params["affine"], w), x)
+    weight = params["weight"] / math.sqrt(x.shape[-1])
+    rgb = x @ weight.astype(x.dtype) + along_channels(params["bias"], x)
+    return _clamp(config, rgb).astype(jnp.float32)
+
+
+def _per_image(vectors: Array, x: Array) -> Array:
+    return vectors[:, None, None, :].astype(x.dtype)
+
+
+def _clamp(config: StyleGAN2Config, x: Array) -> Array:
+    return x if config.conv_clamp is None else jnp.clip(x, -config.conv_clamp, config.conv_clamp)

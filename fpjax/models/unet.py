@@ -14,8 +14,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from fpjax.models import _layers as nn
-from fpjax.models._layers import Array, Params, Specs
+from fpjax.models import layers as nn
+from fpjax.models import parameters
+from fpjax.models.parameters import Array, Params, Specs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,8 @@ class UNetConfig:
       time_embedding_order: whether cosines or sines come first in the timestep embedding.
       time_frequency_shift: 1 where the lowest frequency is exactly 1 / 10000, else 0.
       asymmetric_downsample: pad the bottom and right only when halving the side.
+      mid_attention_norm: whether the attention of the middle normalises first, as published; in
+        diffusers it does not where `use_scale_shift_norm` is set.
       dtype: type the layers compute in, "float32" or "bfloat16"; inputs and outputs are float32.
 
     >>> UNetConfig.ldm_ffhq256().channels
@@ -58,6 +61,7 @@ class UNetConfig:
     time_embedding_order: Literal["cos_sin", "sin_cos"] = "cos_sin"
     time_frequency_shift: float = 0.0
     asymmetric_downsample: bool = False
+    mid_attention_norm: bool = True
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -67,6 +71,11 @@ class UNetConfig:
             floats=("norm_eps", "time_frequency_shift"),
         )
         nn.check_dtype(self.dtype)
+        sizes = ("image_size", "in_channels", "out_channels", "model_channels", "norm_groups")
+        nn.check_counts(self, **dict.fromkeys((*sizes, "num_heads"), nn.MAX_SIZE))
+        nn.check_counts(self, num_res_blocks=nn.MAX_DEPTH)
+        if self.num_head_channels is not None:
+            nn.check_counts(self, num_head_channels=nn.MAX_SIZE)
         nn.check_groups(self.norm_groups, self.model_channels, *self.channels)
         if self.model_channels % 2:
             raise ValueError(f"model_channels {self.model_channels}: expected an even number")
@@ -115,16 +124,16 @@ class UNetConfig:
         return cls()
 
 
-def init_params(config: UNetConfig, key: Array) -> dict:
+def init(config: UNetConfig, key: Array) -> dict:
     """Draws the float32 parameters of an untrained U-Net.
 
     Residual branches and the last convolution start at zero, so the first prediction is zero.
 
     >>> config = UNetConfig(model_channels=32, channel_mult=(1,), num_res_blocks=1)
-    >>> sorted(init_params(config, jax.random.key(0)))
+    >>> sorted(jax.eval_shape(lambda key: init(config, key), jax.random.key(0)))
     ['conv_in', 'conv_out', 'down', 'mid', 'norm_out', 'time_embed', 'up']
     """
-    return nn.draw_params(_specs(config), key)
+    return parameters.draw_params(_specs(config), key)
 
 
 def param_shapes(config: UNetConfig) -> dict:
@@ -133,7 +142,7 @@ def param_shapes(config: UNetConfig) -> dict:
     >>> param_shapes(UNetConfig.ldm_ffhq256())["conv_in"]["weight"].shape
     (3, 3, 3, 224)
     """
-    return nn.spec_shapes(_specs(config))
+    return parameters.spec_shapes(_specs(config))
 
 
 def timestep_embedding(
@@ -155,7 +164,8 @@ def timestep_embedding(
     """
     half = dim // 2
     exponents = jnp.arange(half, dtype=jnp.float32) / (half - frequency_shift)
-    angles = timesteps.astype(jnp.float32)[:, None] * jnp.exp(-math.log(10000.0) * exponents)
+    frequencies = jnp.exp(-math.log(10000.0) * exponents)
+    angles = timesteps.astype(jnp.float32)[:, None] * frequencies[None, :]
     waves = (jnp.cos(angles), jnp.sin(angles))
     return jnp.concatenate(waves if order == "cos_sin" else waves[::-1], axis=-1)
 
@@ -165,7 +175,7 @@ def denoise(config: UNetConfig, params: Params, x: Array, t: Array) -> Array:
 
     Args:
       config: the architecture.
-      params: the tree from `init_params` or a converted checkpoint.
+      params: the tree from `init` or a converted checkpoint.
       x: (B, H, W, in_channels), sides multiples of `config.downsampling`.
       t: timesteps, (B,) or a scalar for all; integers count training steps from 0.
 
@@ -243,7 +253,7 @@ def _specs(config: UNetConfig) -> Specs:
             skips.append(out)
         width = out
     mid = _res_block_spec(config, width, width, time)
-    attn = nn.attention_spec(width, zero=True)
+    attn = nn.attention_spec(width, gain=0.0, norm=config.mid_attention_norm)
     specs |= {"down": down, "mid": {"block_1": mid, "attn_1": attn, "block_2": mid}}
     up = {}
     for level, out in reversed(list(enumerate(channels))):
@@ -256,7 +266,7 @@ def _specs(config: UNetConfig) -> Specs:
     return specs | {
         "up": up,
         "norm_out": nn.norm_spec(width),
-        "conv_out": nn.conv_spec(width, config.out_channels, zero=True),
+        "conv_out": nn.conv_spec(width, config.out_channels, gain=0.0),
     }
 
 
@@ -264,7 +274,7 @@ def _level_specs(config: UNetConfig, level: int, inputs: list[int], out: int, ti
     blocks = {str(i): _res_block_spec(config, n, out, time) for i, n in enumerate(inputs)}
     if not config.has_attention(level):
         return {"block": blocks}
-    attn = nn.attention_spec(out, zero=True)
+    attn = nn.attention_spec(out, gain=0.0)
     return {"block": blocks, "attn": {str(i): attn for i in range(len(inputs))}}
 
 
@@ -274,7 +284,7 @@ def _res_block_spec(config: UNetConfig, width: int, out: int, time: int) -> Spec
         "conv1": nn.conv_spec(width, out),
         "time": nn.linear_spec(time, 2 * out if config.use_scale_shift_norm else out),
         "norm2": nn.norm_spec(out),
-        "conv2": nn.conv_spec(out, out, zero=True),
+        "conv2": nn.conv_spec(out, out, gain=0.0),
     } | ({"shortcut": nn.linear_spec(width, out)} if width != out else {})
 
 

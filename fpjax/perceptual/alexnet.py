@@ -10,16 +10,19 @@ Params tree, weights HWIO::
 """
 
 import jax
-import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 
+from fpjax.models import layers as nn
+from fpjax.models import parameters
+from fpjax.models.parameters import Array, Params
 from fpjax.perceptual import _layers
 
-_KERNELS = {
-    "conv1": (11, 11, 3, 64),
-    "conv2": (5, 5, 64, 192),
-    "conv3": (3, 3, 192, 384),
-    "conv4": (3, 3, 384, 256),
-    "conv5": (3, 3, 256, 256),
+SPECS = {
+    "conv1": nn.conv_spec(3, 64, 11, gain=2.0),
+    "conv2": nn.conv_spec(64, 192, 5, gain=2.0),
+    "conv3": nn.conv_spec(192, 384, gain=2.0),
+    "conv4": nn.conv_spec(384, 256, gain=2.0),
+    "conv5": nn.conv_spec(256, 256, gain=2.0),
 }
 _MIN_SIZE = 31  # 31 pixels -> 7 after conv1 -> 3 -> 1 after the two poolings.
 
@@ -32,20 +35,21 @@ def alexnet_shapes() -> dict:
     >>> alexnet_shapes()["conv2"]["weight"].shape
     (5, 5, 64, 192)
     """
-    return {name: _layers.conv_shapes(kernel) for name, kernel in _KERNELS.items()}
+    return parameters.spec_shapes(SPECS)
 
 
-def init_alexnet(key) -> dict:
+def init_alexnet(key: Array) -> dict:
     """Random (He-normal) AlexNet parameters, for tests and timings; they measure nothing.
 
-    >>> import jax
-    >>> init_alexnet(jax.random.key(0))["conv5"]["bias"].shape
+    >>> jax.eval_shape(init_alexnet, jax.random.key(0))["conv5"]["bias"].shape
     (256,)
     """
-    return _layers.init_params(key, alexnet_shapes())
+    return parameters.draw_params(SPECS, key)
 
 
-def alexnet_features(params, images, *, dtype=None) -> dict[str, jax.Array]:
+def alexnet_features(
+    params: Params, images: ArrayLike, *, dtype: DTypeLike | None = None
+) -> dict[str, Array]:
     """Activations of AlexNet after each of its five ReLUs.
 
     Args:
@@ -63,24 +67,17 @@ def alexnet_features(params, images, *, dtype=None) -> dict[str, jax.Array]:
       ValueError: images of another rank or too small, or params of another shape.
       TypeError: images that are not floating point.
 
-    >>> import jax
     >>> images = jax.ShapeDtypeStruct((2, 64, 64, 3), "float32")
     >>> jax.eval_shape(alexnet_features, alexnet_shapes(), images)["relu5"].shape
     (2, 3, 3, 256)
     """
-    _layers.check_params(params, alexnet_shapes(), "AlexNet")
+    parameters.check_params(params, SPECS, "AlexNet")
     images = _layers.as_images(images, min_size=_MIN_SIZE, network="AlexNet")
-    dtype = dtype or images.dtype
-    x = _layers.normalize_imagenet(images).astype(dtype)
+    x = _layers.normalize_imagenet(images).astype(dtype or images.dtype)
     features = {}
-    for name, feature in zip(_KERNELS, FEATURES, strict=True):
+    for name, feature in zip(SPECS, FEATURES, strict=True):
         if name in ("conv2", "conv3"):
             x = _layers.max_pool2d(x, window=3, stride=2)
-        weight = jnp.asarray(params[name]["weight"], dtype)
-        if name == "conv1":
-            x = _layers.conv2d(x, weight, stride=4, padding=((2, 2), (2, 2)))
-        else:
-            x = _layers.conv2d(x, weight, padding="SAME")
-        x = jax.nn.relu(x + jnp.asarray(params[name]["bias"], dtype))
-        features[feature] = x
+        strided = {"stride": 4, "padding": ((2, 2), (2, 2))} if name == "conv1" else {}
+        x = features[feature] = jax.nn.relu(nn.conv2d(params[name], x, **strided))
     return features

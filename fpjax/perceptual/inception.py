@@ -20,7 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike, DTypeLike
 
+from fpjax.models import layers as nn
+from fpjax.models import parameters
+from fpjax.models.parameters import Array, Params, ParamSpec, Specs
 from fpjax.perceptual import _layers
 
 _SIZE = 299
@@ -96,21 +100,7 @@ def _kernels_e(channels):
     }
 
 
-def _unit_shapes(kernel):
-    channel = jax.ShapeDtypeStruct(kernel[-1:], jnp.float32)
-    names = ("weight", "bias", "running_mean", "running_var")
-    return {
-        "conv": {"weight": jax.ShapeDtypeStruct(kernel, jnp.float32)},
-        "bn": dict.fromkeys(names, channel),
-    }
-
-
-def inception_shapes() -> dict:
-    """Nested dict of `jax.ShapeDtypeStruct`, one per array of the Inception params tree.
-
-    >>> inception_shapes()["Mixed_7c"]["branch_pool"]["conv"]["weight"].shape
-    (1, 1, 2048, 192)
-    """
+def _specs() -> Specs:
     mixed = {
         "Mixed_5b": _kernels_a(192, 32),
         "Mixed_5c": _kernels_a(256, 64),
@@ -124,25 +114,44 @@ def inception_shapes() -> dict:
         "Mixed_7b": _kernels_e(1280),
         "Mixed_7c": _kernels_e(2048),
     }
-    stem = {name: _unit_shapes(kernel) for name, kernel in _STEM.items()}
+    stem = {name: _unit_spec(*kernel) for name, kernel in _STEM.items()}
     blocks = {
-        block: {name: _unit_shapes(kernel) for name, kernel in kernels.items()}
+        block: {name: _unit_spec(*kernel) for name, kernel in kernels.items()}
         for block, kernels in mixed.items()
     }
     return stem | blocks
 
 
-def init_inception(key) -> dict:
+def _unit_spec(height: int, width: int, channels: int, out: int) -> Specs:
+    zeros, ones = ParamSpec((out,)), ParamSpec((out,), mean=1.0)
+    return {
+        "conv": nn.conv_spec(channels, out, (height, width), bias=False, gain=2.0),
+        "bn": {"weight": ones, "bias": zeros, "running_mean": zeros, "running_var": ones},
+    }
+
+
+def inception_shapes() -> dict:
+    """Nested dict of `jax.ShapeDtypeStruct`, one per array of the Inception params tree.
+
+    >>> inception_shapes()["Mixed_7c"]["branch_pool"]["conv"]["weight"].shape
+    (1, 1, 2048, 192)
+    """
+    return parameters.spec_shapes(_specs())
+
+
+def init_inception(key: Array) -> dict:
     """Random (He-normal, neutral batch norm) parameters, for tests and timings; no metric.
 
-    >>> import jax
-    >>> init_inception(jax.random.key(0))["Conv2d_1a_3x3"]["bn"]["running_var"].shape
+    >>> params = jax.eval_shape(init_inception, jax.random.key(0))
+    >>> params["Conv2d_1a_3x3"]["bn"]["running_var"].shape
     (32,)
     """
-    return _layers.init_params(key, inception_shapes())
+    return parameters.draw_params(_specs(), key)
 
 
-def inception_features(params, images, *, dtype=None) -> jax.Array:
+def inception_features(
+    params: Params, images: ArrayLike, *, dtype: DTypeLike | None = None
+) -> Array:
     """FID features of images: (B, H, W, 3) in [-1, 1] -> (B, 2048), at least float32.
 
     Images of any size are resized to 299 x 299 bilinearly with half-pixel centres and no
@@ -158,12 +167,11 @@ def inception_features(params, images, *, dtype=None) -> jax.Array:
       ValueError: images of another rank, or params of another shape.
       TypeError: images that are not floating point.
 
-    >>> import jax
     >>> images = jax.ShapeDtypeStruct((2, 64, 64, 3), "float32")
     >>> jax.eval_shape(inception_features, inception_shapes(), images).shape
     (2, 2048)
     """
-    _layers.check_params(params, inception_shapes(), "Inception-v3")
+    parameters.check_params(params, _specs(), "Inception-v3")
     images = _layers.as_images(images, min_size=1, network="Inception-v3")
     x = jax.image.resize(
         images, (images.shape[0], _SIZE, _SIZE, 3), method="linear", antialias=False
@@ -196,9 +204,12 @@ def _unit(params, x, *, stride=1, padding="SAME"):
     # Folding the scale into the weight spares a pass over the activations. Done in float32 before
     # any cast, since a small running variance makes a large scale.
     scale = bn["weight"] * lax.rsqrt(jnp.asarray(bn["running_var"]) + _BN_EPS)
-    weight = (params["conv"]["weight"] * scale).astype(x.dtype)
-    bias = (bn["bias"] - bn["running_mean"] * scale).astype(x.dtype)
-    return jax.nn.relu(_layers.conv2d(x, weight, stride=stride, padding=padding) + bias)
+    weight = jnp.asarray(params["conv"]["weight"])
+    folded = {
+        "weight": weight * nn.along_channels(scale, weight),
+        "bias": bn["bias"] - bn["running_mean"] * scale,
+    }
+    return jax.nn.relu(nn.conv2d(folded, x, stride=stride, padding=padding))
 
 
 def _chain(params, x, *names):
@@ -273,7 +284,7 @@ def _average_pool(x):
         np.minimum(np.arange(n) + 1, n - 1) - np.maximum(np.arange(n) - 1, 0) + 1
         for n in (height, width)
     )
-    counts = jnp.asarray(np.outer(rows, columns)[:, :, None], x.dtype)
+    counts = jnp.asarray(np.outer(rows, columns)[None, :, :, None], x.dtype)
     zero = np.zeros((), x.dtype)
     total = lax.reduce_window(x, zero, lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
     return total / counts

@@ -9,18 +9,19 @@ the tree of `vgg16` or `alexnet` and each head holds one non-negative weight per
 
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 
-from fpjax.perceptual import _layers
-from fpjax.perceptual.alexnet import alexnet_features, alexnet_shapes
-from fpjax.perceptual.vgg16 import vgg16_features, vgg16_shapes
+from fpjax.models import parameters
+from fpjax.models.layers import along_channels
+from fpjax.models.parameters import Array, Params, ParamSpec, Specs
+from fpjax.perceptual import _layers, alexnet, vgg16
 
 Net = Literal["vgg", "alex"]
 
 _HEADS = {"vgg": (64, 128, 256, 512, 512), "alex": (64, 192, 384, 256, 256)}
-_FEATURES = {"vgg": vgg16_features, "alex": alexnet_features}
-_SHAPES = {"vgg": vgg16_shapes, "alex": alexnet_shapes}
+_FEATURES = {"vgg": vgg16.vgg16_features, "alex": alexnet.alexnet_features}
+_BACKBONES = {"vgg": vgg16.SPECS, "alex": alexnet.SPECS}
 
 # Added to the norm, not under the root, as in v0.1.
 _NORM_EPS = 1e-10
@@ -32,25 +33,27 @@ def lpips_shapes(net: Net = "vgg") -> dict:
     >>> lpips_shapes("alex")["heads"]["lin2"].shape
     (384,)
     """
-    check_net(net)
-    heads = {
-        f"lin{i}": jax.ShapeDtypeStruct((channels,), jnp.float32)
-        for i, channels in enumerate(_HEADS[net])
-    }
-    return {"backbone": _SHAPES[net](), "heads": heads}
+    return parameters.spec_shapes(_specs(net))
 
 
-def init_lpips(key, net: Net = "vgg") -> dict:
+def init_lpips(key: Array, net: Net = "vgg") -> dict:
     """Random backbone and unit heads, for tests and timings; they measure nothing perceptual.
 
     >>> import jax
-    >>> sorted(init_lpips(jax.random.key(0))["heads"])
+    >>> sorted(jax.eval_shape(init_lpips, jax.random.key(0))["heads"])
     ['lin0', 'lin1', 'lin2', 'lin3', 'lin4']
     """
-    return _layers.init_params(key, lpips_shapes(net))
+    return parameters.draw_params(_specs(net), key)
 
 
-def lpips(params, x, y, *, net: Net = "vgg", dtype=None) -> jax.Array:
+def lpips(
+    params: Params,
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    net: Net = "vgg",
+    dtype: DTypeLike | None = None,
+) -> Array:
     """LPIPS distance between two batches of images: (B, H, W, 3), (B, H, W, 3) -> (B,).
 
     Args:
@@ -81,13 +84,19 @@ def lpips(params, x, y, *, net: Net = "vgg", dtype=None) -> jax.Array:
     unit_x, weights = _unit_features(params, x, net, dtype)
     unit_y, _ = _unit_features(params, y, net, dtype)
     distances = [
-        jnp.sum(weight * (a - b) ** 2, axis=(1, 2, 3))
+        jnp.sum(along_channels(weight, a) * (a - b) ** 2, axis=(1, 2, 3))
         for a, b, weight in zip(unit_x, unit_y, weights, strict=True)
     ]
     return sum(distances[1:], start=distances[0])
 
 
-def lpips_features(params, images, *, net: Net = "vgg", dtype=None) -> jax.Array:
+def lpips_features(
+    params: Params,
+    images: ArrayLike,
+    *,
+    net: Net = "vgg",
+    dtype: DTypeLike | None = None,
+) -> Array:
     """Features whose squared Euclidean distance is LPIPS: (B, H, W, 3) -> (B, F).
 
     `lpips(params, x, y)` equals `sum((lpips_features(params, x) - lpips_features(params, y))**2)`
@@ -104,19 +113,31 @@ def lpips_features(params, images, *, net: Net = "vgg", dtype=None) -> jax.Array
     (8, 124928)
     """
     units, weights = _unit_features(params, images, net, dtype)
-    scaled = [jnp.sqrt(weight) * unit for unit, weight in zip(units, weights, strict=True)]
+    scaled = [
+        along_channels(jnp.sqrt(weight), unit) * unit
+        for unit, weight in zip(units, weights, strict=True)
+    ]
     return jnp.concatenate([layer.reshape(layer.shape[0], -1) for layer in scaled], axis=-1)
 
 
 def check_net(net: str) -> None:
-    """Raise a ValueError unless `net` names an LPIPS backbone."""
+    """Raise a ValueError unless `net` names an LPIPS backbone.
+
+    >>> check_net("vgg")
+    """
     if net not in _HEADS:
         raise ValueError(f"net is 'vgg' or 'alex', got {net!r}")
 
 
+def _specs(net: Net) -> Specs:
+    check_net(net)
+    heads = {f"lin{i}": ParamSpec((channels,), mean=1.0) for i, channels in enumerate(_HEADS[net])}
+    return {"backbone": _BACKBONES[net], "heads": heads}
+
+
 def _unit_features(params, images, net, dtype):
     """Per layer: activations of unit length over channels, and head weights over pixel counts."""
-    _layers.check_params(params, lpips_shapes(net), f"LPIPS-{net}")
+    parameters.check_params(params, _specs(net), f"LPIPS-{net}")
     units, weights = [], []
     for i, x in enumerate(_FEATURES[net](params["backbone"], images, dtype=dtype).values()):
         x = _layers.at_least_float32(x)

@@ -10,7 +10,11 @@ Params tree, 13 convolutions named after the paper's blocks, weights HWIO::
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 
+from fpjax.models import layers as nn
+from fpjax.models import parameters
+from fpjax.models.parameters import Array, Params, Specs
 from fpjax.perceptual import _layers
 
 _BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -19,32 +23,39 @@ _MIN_SIZE = 16  # Four poolings by two leave one pixel of sixteen.
 FEATURES = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")
 
 
+def _specs() -> Specs:
+    specs, width = {}, 3
+    for block, widths in enumerate(_BLOCKS, start=1):
+        for layer, out in enumerate(widths, start=1):
+            specs[f"conv{block}_{layer}"] = nn.conv_spec(width, out, gain=2.0)
+            width = out
+    return specs
+
+
+SPECS = _specs()
+
+
 def vgg16_shapes() -> dict:
     """Nested dict of `jax.ShapeDtypeStruct`, one per array of the VGG16 params tree.
 
     >>> vgg16_shapes()["conv3_1"]["weight"].shape
     (3, 3, 128, 256)
     """
-    shapes, channels_in = {}, 3
-    for block, widths in enumerate(_BLOCKS, start=1):
-        for layer, channels_out in enumerate(widths, start=1):
-            kernel = (3, 3, channels_in, channels_out)
-            shapes[f"conv{block}_{layer}"] = _layers.conv_shapes(kernel)
-            channels_in = channels_out
-    return shapes
+    return parameters.spec_shapes(SPECS)
 
 
-def init_vgg16(key) -> dict:
+def init_vgg16(key: Array) -> dict:
     """Random (He-normal) VGG16 parameters, for tests and timings; they measure nothing.
 
-    >>> import jax
-    >>> init_vgg16(jax.random.key(0))["conv1_1"]["bias"].shape
+    >>> jax.eval_shape(init_vgg16, jax.random.key(0))["conv1_1"]["bias"].shape
     (64,)
     """
-    return _layers.init_params(key, vgg16_shapes())
+    return parameters.draw_params(SPECS, key)
 
 
-def vgg16_features(params, images, *, dtype=None) -> dict[str, jax.Array]:
+def vgg16_features(
+    params: Params, images: ArrayLike, *, dtype: DTypeLike | None = None
+) -> dict[str, Array]:
     """Activations of VGG16 after the last ReLU of each of its five blocks.
 
     Args:
@@ -61,28 +72,26 @@ def vgg16_features(params, images, *, dtype=None) -> dict[str, jax.Array]:
       ValueError: images of another rank or too small, or params of another shape.
       TypeError: images that are not floating point.
 
-    >>> import jax
     >>> images = jax.ShapeDtypeStruct((2, 32, 32, 3), "float32")
     >>> jax.eval_shape(vgg16_features, vgg16_shapes(), images)["relu5_3"].shape
     (2, 2, 2, 512)
     """
-    _layers.check_params(params, vgg16_shapes(), "VGG16")
+    parameters.check_params(params, SPECS, "VGG16")
     images = _layers.as_images(images, min_size=_MIN_SIZE, network="VGG16")
-    dtype = dtype or images.dtype
-    x = _layers.normalize_imagenet(images).astype(dtype)
+    x = _layers.normalize_imagenet(images).astype(dtype or images.dtype)
     features = {}
     for block, (widths, name) in enumerate(zip(_BLOCKS, FEATURES, strict=True), start=1):
         if block > 1:
             x = _layers.max_pool2d(x, window=2, stride=2)
         for layer in range(1, len(widths) + 1):
-            conv = params[f"conv{block}_{layer}"]
-            x = _layers.conv2d(x, jnp.asarray(conv["weight"], dtype), padding="SAME")
-            x = jax.nn.relu(x + jnp.asarray(conv["bias"], dtype))
+            x = jax.nn.relu(nn.conv2d(params[f"conv{block}_{layer}"], x))
         features[name] = x
     return features
 
 
-def pooled_vgg_features(params, images, *, dtype=None) -> jax.Array:
+def pooled_vgg_features(
+    params: Params, images: ArrayLike, *, dtype: DTypeLike | None = None
+) -> Array:
     """Global averages of VGG16's relu4_3 and relu5_3, side by side: (B, H, W, 3) -> (B, 1024).
 
     Feature vectors for `frechet_distance`. Report the result as "Frechet distance on VGG16
@@ -90,7 +99,6 @@ def pooled_vgg_features(params, images, *, dtype=None) -> jax.Array:
     can't be compared. Arguments and errors are those of `vgg16_features`; the average is taken
     in at least float32.
 
-    >>> import jax
     >>> images = jax.ShapeDtypeStruct((2, 32, 32, 3), "float32")
     >>> jax.eval_shape(pooled_vgg_features, vgg16_shapes(), images).shape
     (2, 1024)

@@ -2,52 +2,60 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from fpjax.models import resample
-from fpjax.models.stylegan2 import Linear, StyleGAN2Config, leaky_relu
-
-Array = jax.Array
-
-
-class Conv(nnx.Module):
-    """Convolution with an equalised learning rate; halves the size when `down`."""
-
-    def __init__(self, in_channels, out_channels, *, kernel=3, down=False, bias=True, rngs):
-        shape = (kernel, kernel, in_channels, out_channels)
-        self.weight = nnx.Param(jax.random.normal(rngs.params(), shape))
-        self.bias = nnx.Param(jnp.zeros((out_channels,))) if bias else None
-        self.down = down
-
-    def __call__(self, x: Array, fir: Array) -> Array:
-        weight = self.weight[...] / math.sqrt(math.prod(self.weight.shape[:3]))
-        if self.down and weight.shape[0] == 1:
-            x = resample.conv2d(resample.downsample_2d(x, fir), weight)
-        elif self.down:
-            x = resample.conv2d_down(x, weight, fir)
-        else:
-            x = resample.conv2d(x, weight)
-        return x if self.bias is None else leaky_relu(x + self.bias[...])
+from fpjax.models import parameters, resample
+from fpjax.models.layers import along_channels, convolve
+from fpjax.models.parameters import Array, Params, ParamSpec, Specs
+from fpjax.models.stylegan2 import (
+    StyleGAN2Config,
+    equalized_linear,
+    equalized_linear_spec,
+    leaky_relu,
+)
 
 
-class DiscriminatorBlock(nnx.Module):
-    """Two convolutions and a linear skip, from one resolution to the next lower one."""
+def init(config: StyleGAN2Config, key: Array) -> dict[str, Any]:
+    """Draws the float32 parameters of an untrained discriminator.
 
-    def __init__(self, channels, channels_below, *, rngs):
-        self.conv0 = Conv(channels, channels, rngs=rngs)
-        self.conv1 = Conv(channels, channels_below, down=True, rngs=rngs)
-        self.skip = Conv(channels, channels_below, kernel=1, down=True, bias=False, rngs=rngs)
+    >>> import jax
+    >>> sorted(init(StyleGAN2Config(8, channel_base=8), jax.random.key(0)))
+    ['b8', 'conv', 'dense', 'from_rgb', 'logit']
+    """
+    return parameters.draw_params(_specs(config), key)
 
-    def __call__(self, x: Array, fir: Array) -> Array:
-        y = self.conv1(self.conv0(x, fir), fir)
-        return (y + self.skip(x, fir)) * math.sqrt(0.5)
+
+def param_shapes(config: StyleGAN2Config) -> dict[str, Any]:
+    """The parameter tree with `jax.ShapeDtypeStruct` leaves; nothing is allocated.
+
+    >>> param_shapes(StyleGAN2Config(8, channel_base=64))["logit"]["weight"].shape
+    (16, 1)
+    """
+    return parameters.spec_shapes(_specs(config))
+
+
+def discriminate(config: StyleGAN2Config, params: Params, images: Array) -> Array:
+    """Realness logits (B,) of images (B, R, R, 3), with the channel table of the generator.
+
+    >>> import functools, jax
+    >>> config = StyleGAN2Config(8, channel_base=64)
+    >>> score = functools.partial(discriminate, config)
+    >>> jax.eval_shape(score, param_shapes(config), jnp.zeros((4, 8, 8, 3))).shape
+    (4,)
+    """
+    x = leaky_relu(_conv(params["from_rgb"], images))
+    for side in config.block_resolutions[:0:-1]:
+        block = params[f"b{side}"]
+        y = leaky_relu(_conv(block["conv0"], x))
+        y = leaky_relu(_conv(block["conv1"], y, config.fir))
+        x = (y + _conv(block["skip"], x, config.fir)) * math.sqrt(0.5)
+    x = leaky_relu(_conv(params["conv"], minibatch_standard_deviation(x)))
+    x = leaky_relu(equalized_linear(params["dense"], x.reshape(x.shape[0], -1)))
+    return equalized_linear(params["logit"], x)[:, 0]
 
 
 def minibatch_standard_deviation(x: Array, group_size: int = 4) -> Array:
@@ -64,43 +72,34 @@ def minibatch_standard_deviation(x: Array, group_size: int = 4) -> Array:
     return jnp.concatenate([x, jnp.broadcast_to(deviation, (batch, height, width, 1))], axis=-1)
 
 
-class Discriminator(nnx.Module):
-    """Images (B, R, R, 3) -> realness logits (B,), with the channel table of the generator."""
-
-    def __init__(self, config: StyleGAN2Config, *, rngs):
-        self.config = config
-        sides = config.block_resolutions[::-1]
-        self.from_rgb = Conv(3, config.num_channels(sides[0]), kernel=1, rngs=rngs)
-        for side, below in itertools.pairwise(sides):
-            block = DiscriminatorBlock(
-                config.num_channels(side), config.num_channels(below), rngs=rngs
-            )
-            setattr(self, f"b{side}", block)
-        channels = config.num_channels(4)
-        self.conv = Conv(channels + 1, channels, rngs=rngs)
-        self.dense = Linear(channels * 16, channels, rngs=rngs)
-        self.logit = Linear(channels, 1, rngs=rngs)
-
-    def __call__(self, images: Array) -> Array:
-        fir = jnp.asarray(self.config.fir)
-        x = self.from_rgb(images, fir)
-        for side in self.config.block_resolutions[:0:-1]:
-            x = getattr(self, f"b{side}")(x, fir)
-        x = self.conv(minibatch_standard_deviation(x), fir)
-        x = leaky_relu(self.dense(x.reshape(x.shape[0], -1)))
-        return self.logit(x)[:, 0]
+def _specs(config: StyleGAN2Config) -> Specs:
+    sides, channels = config.block_resolutions[::-1], config.num_channels
+    specs: Specs = {"from_rgb": _conv_spec(3, channels(sides[0]), size=1)}
+    for side, below in itertools.pairwise(sides):
+        specs[f"b{side}"] = {
+            "conv0": _conv_spec(channels(side), channels(side)),
+            "conv1": _conv_spec(channels(side), channels(below)),
+            "skip": _conv_spec(channels(side), channels(below), size=1, bias=False),
+        }
+    return specs | {
+        "conv": _conv_spec(channels(4) + 1, channels(4)),
+        "dense": equalized_linear_spec(16 * channels(4), channels(4)),
+        "logit": equalized_linear_spec(channels(4), 1),
+    }
 
 
-@functools.lru_cache(maxsize=8)
-def _graphdef(config: StyleGAN2Config):
-    return nnx.split(nnx.eval_shape(lambda: Discriminator(config, rngs=nnx.Rngs(0))))[0]
+def _conv_spec(channels: int, out: int, *, size: int = 3, bias: bool = True) -> Specs:
+    weight = ParamSpec((size, size, channels, out), std=1.0)
+    return {"weight": weight} | ({"bias": ParamSpec((out,))} if bias else {})
 
 
-def init(config: StyleGAN2Config, key: Array) -> dict[str, Any]:
-    """Draws the parameters of an untrained discriminator as a nested dict."""
-    return nnx.to_pure_dict(nnx.state(Discriminator(config, rngs=nnx.Rngs(key))))
-
-
-def discriminate(config: StyleGAN2Config, params, images: Array) -> Array:
-    """Realness logits (B,) of images (B, R, R, 3)."""
-    return nnx.merge(_graphdef(config), params)(images)
+def _conv(params: Params, x: Array, fir: tuple[float, ...] | None = None) -> Array:
+    """Convolution with an equalised learning rate; halves the size where a filter is given."""
+    weight = params["weight"] / math.sqrt(math.prod(params["weight"].shape[:3]))
+    if fir is None:
+        x = convolve(x, weight)
+    elif weight.shape[0] == 1:
+        x = convolve(resample.downsample_2d(x, fir), weight)
+    else:
+        x = resample.conv2d_down(x, weight, fir)
+    return x + along_channels(params["bias"], x) if "bias" in params else x

@@ -38,6 +38,10 @@ class GANConfig:
       ema_half_life: images after which the averaged weights have half forgotten.
       w_avg_decay: decay of the running mean of w, per step.
       seed: of everything random.
+
+    >>> model = stylegan2.StyleGAN2Config(8)
+    >>> GANConfig(model, critic_channels=((4, 8), (8, 8)), total_images=640).total_steps
+    20
     """
 
     model: stylegan2.StyleGAN2Config
@@ -79,7 +83,12 @@ def _optimizers(config: GANConfig) -> tuple[optax.GradientTransformation, ...]:
 
 
 def init_state(config: GANConfig) -> State:
-    """Fresh parameters, averaged parameters, optimiser states and step counter, as one pytree."""
+    """Fresh parameters, averaged parameters, optimiser states and step counter, as one pytree.
+
+    >>> config = GANConfig(stylegan2.StyleGAN2Config(8), ((4, 8), (8, 8)), total_images=640)
+    >>> jax.eval_shape(lambda: init_state(config))["step"].dtype
+    dtype('int32')
+    """
     key_g, key_d = jax.random.split(jax.random.key(config.seed))
     generator = stylegan2.init(config.model, key_g)
     critic = discriminator.init(config.critic, key_d)
@@ -96,9 +105,16 @@ def init_state(config: GANConfig) -> State:
 
 def _generate(config: GANConfig, params, key: Array) -> tuple[Array, Array]:
     key_z, key_noise = jax.random.split(key)
-    z = jax.random.normal(key_z, (config.batch_size, config.model.z_dim))
+    z = jax.random.normal(key_z, (config.batch_size, config.model.z_dim), jnp.float32)
     w = stylegan2.mapping(config.model, params, z)
     return stylegan2.synthesis(config.model, params, w, noise=key_noise), w
+
+
+def _descend(optimizer, grads, state, params):
+    # Optax raises floats to its integer step count, which strict promotion would refuse.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, state = optimizer.update(grads, state)
+        return optax.apply_updates(params, updates), state
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3), donate_argnums=(1,))
@@ -129,8 +145,7 @@ def train_step(
         return jax.nn.softplus(-critic(state["discriminator"], fake)).mean(), w
 
     (loss_g, w), grads = jax.value_and_grad(generator_loss, has_aux=True)(state["generator"])
-    updates, opt_g = optimizer_g.update(grads, state["optimizer_g"])
-    generator = optax.apply_updates(state["generator"], updates)
+    generator, opt_g = _descend(optimizer_g, grads, state["optimizer_g"], state["generator"])
     mean_w = jax.lax.stop_gradient(w).mean(axis=0)
     w_avg = generator["mapping"]["w_avg"]
     generator["mapping"]["w_avg"] = mean_w + config.w_avg_decay * (w_avg - mean_w)
@@ -141,7 +156,7 @@ def train_step(
         # One pass each, so that minibatch deviation never mixes real and generated images.
         score_fake, score_real = critic(params, fake), critic(params, real)
         loss = jax.nn.softplus(score_fake).mean() + jax.nn.softplus(-score_real).mean()
-        penalty = jnp.zeros(())
+        penalty = jnp.zeros((), jnp.float32)
         if with_r1:
             slope = jax.grad(lambda x: critic(params, x).sum())(real)
             penalty = jnp.square(slope).sum(axis=(1, 2, 3)).mean()
@@ -151,11 +166,12 @@ def train_step(
     grads, (loss_d, penalty, real_score, fake_score) = jax.grad(discriminator_loss, has_aux=True)(
         state["discriminator"]
     )
-    updates, opt_d = optimizer_d.update(grads, state["optimizer_d"])
-    critic_params = optax.apply_updates(state["discriminator"], updates)
+    critic_params, opt_d = _descend(
+        optimizer_d, grads, state["optimizer_d"], state["discriminator"]
+    )
 
     # The average starts short, so that early checkpoints do not show the random initialisation.
-    seen = (state["step"] + 1) * config.batch_size
+    seen = ((state["step"] + 1) * config.batch_size).astype(jnp.float32)
     half_life = jnp.minimum(config.ema_half_life, 0.05 * seen + config.batch_size)
     decay = 0.5 ** (config.batch_size / half_life)
     average = jax.tree.map(lambda a, p: p + decay * (a - p), state["average"], generator)

@@ -1,4 +1,4 @@
-"""Names and folders to models: bundled generators, converted checkpoints, people's own functions."""
+"""Names and folders to models: bundled generators, converted checkpoints, a person's own."""
 
 from __future__ import annotations
 
@@ -61,6 +61,11 @@ def load_generator(name_or_path: str | os.PathLike) -> StyleGAN2Generator | LDMG
     config = checkpoint.config_from_json(config_class, header["config"])
     params = _params(path, model.param_shapes(config))
     prior = load_prior(path) if (path / PRIOR).is_dir() else None
+    if prior is not None and prior.latent_shape[-1] != config.latent_shape[-1]:
+        raise checkpoint.CheckpointFormatError(
+            f"{path}: the prior draws {prior.latent_shape[-1]} channels and the first stage reads "
+            f"{config.latent_shape[-1]}"
+        )
     return LDMGenerator.create(path.name, config, params, prior, info)
 
 

@@ -1,14 +1,17 @@
 """Files as other programs write them, with objects of classes that fpjax does not have."""
 
 import pickle
+import re
 import sys
 import types
 from pathlib import Path
 
 import numpy as np
 
-from checkpoints_convert.mappings.table import select
-from tests.fixtures import fixture
+from checkpoints_convert.detect import recognise
+from checkpoints_convert.request import Request
+from checkpoints_convert.table import flatten, select
+from tests.reference import fixture
 
 
 def fixture_arrays(name: str) -> tuple[dict, dict]:
@@ -153,3 +156,71 @@ def to_tensorflow(state: dict) -> dict:
             kind, value = "mod_bias", value - np.float32(1)
         variables[f"{start}/{tf_layer}/{kind}"] = value
     return {name: np.ascontiguousarray(value) for name, value in variables.items()}
+
+
+def converted(path, **request) -> dict:
+    """Parameters by path that a file's conversion gives, those of all its parts together."""
+    source = recognise(Path(path), Request(**request))
+    found = {}
+    for part in source.parts:
+        start = f"{part.folder}/" if part.folder else ""
+        for name, value in flatten(part.plan.apply()).items():
+            found[start + name] = value
+    return found
+
+
+def same(left: dict, right: dict) -> None:
+    """Equal parameters give equal images, bit by bit: nothing needs to be run."""
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        np.testing.assert_array_equal(value, right[name], err_msg=name)
+
+
+def to_basicsr(state: dict) -> dict:
+    """A state dict of rosinality's port in the names of BasicSR."""
+    renamed = {}
+    for name, value in state.items():
+        if name.endswith(".kernel"):
+            continue  # BasicSR keeps its filters outside the state dict
+        name = re.sub(r"^style\.", "style_mlp.", name)
+        name = re.sub(r"^input\.input$", "constant_input.weight", name)
+        name = re.sub(r"^(conv1|convs\.\d+)\.noise\.weight$", r"\1.weight", name)
+        name = re.sub(
+            r"^(conv1|convs\.\d+|to_rgb1|to_rgbs\.\d+)\.conv\.", r"\1.modulated_conv.", name
+        )
+        name = re.sub(r"^(conv1|convs)\b", r"style_\1", name)
+        renamed[name.replace("noises.noise_", "noises.noise")] = value
+    return renamed
+
+
+def to_genforce(state: dict) -> dict:
+    """A state dict of NVIDIA's PyTorch program in the names and conventions of GenForce.
+
+    GenForce turns an upsampling kernel before the transposed convolution, adds 1 to a style when it
+    runs, and numbers layers in one row.
+    """
+    renamed = {"truncation.w_avg": state["mapping.w_avg"]}
+    for name, value in state.items():
+        parts = name.split(".")
+        if parts[0] == "mapping" and parts[1].startswith("fc"):
+            renamed[f"mapping.dense{parts[1][2:]}.{parts[2]}"] = value
+        if parts[0] != "synthesis" or parts[-1] == "resample_filter":
+            continue
+        index, layer, kind = int(np.log2(int(parts[1][1:]))) - 2, parts[2], ".".join(parts[3:])
+        if layer == "const":
+            renamed["synthesis.early_layer.const"] = value[None]
+            continue
+        number = {"conv0": 2 * index - 1, "conv1": 2 * index, "torgb": index}[layer]
+        start = f"synthesis.{'output' if layer == 'torgb' else 'layer'}{number}"
+        if kind == "weight" and layer == "conv0":
+            value = value[:, :, ::-1, ::-1]
+        if kind == "affine.bias":
+            value = value - np.float32(1)
+        if kind == "noise_const":
+            value = value[None, None]
+        kind = kind.replace("affine", "style").replace("noise_const", "noise")
+        renamed[f"{start}.{kind}"] = np.ascontiguousarray(value)
+    taps = np.outer([1, 3, 3, 1], [1, 3, 3, 1]).astype("f4") / 16
+    renamed["synthesis.upsample.kernel"] = taps[None, None]
+    renamed["synthesis.layer1.filter.kernel"] = taps[None, None]
+    return renamed

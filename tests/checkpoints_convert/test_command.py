@@ -16,12 +16,12 @@ from checkpoints_convert import output
 from checkpoints_convert.command import run
 from checkpoints_convert.convert import convert_file
 from checkpoints_convert.detect import recognise
-from checkpoints_convert.mappings.table import ConversionError
 from checkpoints_convert.readers import read
-from checkpoints_convert.sources.found import Request
+from checkpoints_convert.request import Request
+from checkpoints_convert.table import ConversionError
 from tests.checkpoints_convert.foreign import fixture_arrays, write_persistent
 from tests.checkpoints_convert.readers.forge import dumps, torch_stream, torch_zip, touch
-from tests.fixtures import fixture
+from tests.reference import fixture
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,7 +54,8 @@ def test_dry_run_prints_every_step_and_writes_nothing(tmp_path, capsys, generato
     ) in lines
     plan = recognise(generator_file, Request()).parts[0].plan
     assert len([line for line in lines if " -> " in line]) == len(plan.steps) == 64
-    assert any("ignored: FIR filter" in line for line in lines)
+    assert any(line.startswith("left out: ") and "FIR filter" in line for line in lines)
+    assert "  convs.0.conv.blur.kernel" in lines
     assert list(tmp_path.iterdir()) == []
 
 
@@ -242,7 +243,7 @@ def test_one_tensor_is_held_at_a_time(tmp_path):
     """Peak memory is of the order of the largest tensor, not of the file (64 MiB here)."""
     import tracemalloc
 
-    from checkpoints_convert.mappings.table import Rule, convert
+    from checkpoints_convert.table import Rule, convert
 
     np.savez(tmp_path / "x.npz", **{f"l{i}": np.ones((1024, 1024), "f4") for i in range(16)})
     tensors = read(tmp_path / "x.npz").tensors()
@@ -284,6 +285,106 @@ def test_unknown_formats_are_refused_by_the_function_too(tmp_path, generator_fil
         convert_file(generator_file, tmp_path / "out", Request(weights="raw"))
 
 
+def test_names_of_a_file_cannot_forge_a_line(tmp_path, capsys):
+    """A line break in a name would print a verdict of its own, ESC would reach the terminal."""
+    state, _ = fixture_arrays("rosinality_sg2_r32_random.npz")
+    forged = "x\nverified: 64 parameters equal PyTorch's reading\x1b[2J\u202e"
+    from safetensors.numpy import save_file
+
+    tree = {f"g_ema.{name}": np.array(value) for name, value in state.items()}
+    save_file(tree | {f"d.{forged}": np.ones(2, "f4")}, tmp_path / "left.safetensors")
+    save_file({**state, forged: np.ones(2, "f4")}, tmp_path / "refused.safetensors")
+    save_file({forged: np.ones(2, "f4")}, tmp_path / "unknown.safetensors")
+    for file in ("left", "refused", "unknown"):
+        for flags in ((), ("--dry-run",)):
+            out = tmp_path / f"{file}{len(flags)}"
+            command(tmp_path / f"{file}.safetensors", out, *flags)
+            printed = "".join(capsys.readouterr())
+            assert "\\nverified: 64" in printed and "\x1b" not in printed
+            assert "\u202e" not in printed and "\nverified" not in printed.replace("\\n", "")
+
+
+def test_a_name_that_the_terminal_cannot_show_is_no_error(tmp_path):
+    name = "g\u00fc\u4e2d\U0001f600"
+    np.savez(tmp_path / "x.npz", **{name: np.ones(2)})
+    done = subprocess.run(
+        [sys.executable, "-m", "checkpoints_convert.command", str(tmp_path / "x.npz"), "out"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "nothing known: a npz file with g" in done.stderr
+
+
+def test_the_dry_run_says_how_large_the_output_will_be(tmp_path, capsys, generator_file):
+    assert command(generator_file, tmp_path / "out", "--dry-run") == 0
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("stylegan2, ")]
+    assert command(generator_file, tmp_path / "out", "--dtype=bfloat16") == 0
+    size = (tmp_path / "out" / "params.safetensors").stat().st_size
+    stated = float(line.split("parameters, ")[1].split(" MiB")[0])
+    assert stated == pytest.approx(2 * size / (1 << 20), abs=0.06)
+    assert f"{stated / 2:.1f} MiB in bfloat16" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("length", [8, 12, 64])
+def test_the_publishers_hash_is_compared(tmp_path, capsys, generator_file, length):
+    digest = read(generator_file).sha256()
+    for flags in (("--dry-run",), ()):
+        flag = f"--sha256={digest[:length].upper()}"
+        assert command(generator_file, tmp_path / "out", flag, *flags) == 0
+    capsys.readouterr()
+    other = f"--sha256={'0' * length}"
+    for flags in (("--dry-run",), ()):
+        error = refused(capsys, tmp_path, generator_file, other, *flags) if not flags else None
+        if flags:
+            assert command(generator_file, tmp_path / "no", other, *flags) == 1
+            error = capsys.readouterr().err
+        assert f"has SHA-256 {digest}, not {'0' * length}" in error or "exists already" in error
+    (tmp_path / "x").mkdir()
+    with pytest.raises(ConversionError, match="has SHA-256"):
+        convert_file(generator_file, tmp_path / "y", sha256="0" * length)
+    assert not (tmp_path / "y").exists()
+    with pytest.raises(ValueError, match="8 to 64 hexadecimal digits"):
+        convert_file(generator_file, tmp_path / "y", sha256="0" * 3)
+
+
+def test_a_hash_of_several_files_is_refused(tmp_path, capsys):
+    decoder, encoder = fixture("taef2_decoder.pth"), fixture("taef2_encoder.pth")
+    flags = (f"--encoder={encoder}", f"--sha256={read(decoder).sha256()}")
+    assert "this conversion reads 2" in refused(capsys, tmp_path, decoder, *flags)
+
+
+@pytest.mark.parametrize(
+    ("version", "asked"), [("2.9.1+cpu", True), ("1.13.0", True), ("2.10.0", False), ("3.0", False)]
+)
+def test_a_second_opinion_is_asked_of_no_torch_with_published_holes(
+    tmp_path, capsys, monkeypatch, generator_file, version, asked
+):
+    torch = pytest.importorskip("torch", reason="a second opinion is torch's")
+    monkeypatch.setattr(torch, "__version__", version)
+    monkeypatch.setattr(torch, "load", None if asked else torch.load)  # it must not be called
+    assert command(generator_file, tmp_path / "out", "--verify") == 0
+    out, err = capsys.readouterr()
+    if asked:
+        assert f"not verified: PyTorch {version} is installed" in err and "torch>=2.10" in err
+    else:
+        assert "verified: 64 parameters" in out
+
+
+def test_a_file_that_holds_itself_does_not_keep_the_verification_busy(tmp_path):
+    from checkpoints_convert import verify
+
+    torch = pytest.importorskip("torch", reason="a second opinion is torch's")
+    tree = {"a": torch.ones(2)}
+    tree["self"] = tree
+    torch.save(tree, tmp_path / "cycle.pt")
+    with pytest.raises(verify.NotVerifiable, match="contains itself"):
+        verify.load_with_torch(str(tmp_path / "cycle.pt"))
+
+
 BLOCKED = """
 import sys
 
@@ -297,7 +398,7 @@ from checkpoints_convert.command import run
 code = run(sys.argv[1:])
 import fpjax
 generator = fpjax.load_generator(sys.argv[2])
-assert generator.resolution == 32
+assert generator.image_shape == (32, 32, 3)
 sys.exit(code)
 """
 

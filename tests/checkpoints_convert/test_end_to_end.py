@@ -14,7 +14,7 @@ from checkpoints_convert.command import run
 from fpjax.models.checkpoint import CheckpointFormatError
 from fpjax.models.diffusion import alphas_cumprod, ddim_sample
 from tests.checkpoints_convert.foreign import fixture_arrays, inject, nhwc
-from tests.fixtures import fixture, relative_error
+from tests.reference import fixture, relative_error
 
 # The bound of every parity test: 1e-4 of the output's standard deviation, in float32.
 BOUND = 1e-4
@@ -100,7 +100,7 @@ def test_a_whole_checkpoint_opens_as_a_generator_and_as_a_prior(
     check_stage(generator, stage[1])
     check_unet(prior, unet[1])
     assert generator.latent_shape == prior.latent_shape == (8, 8, 3)
-    assert generator.resolution == 32 and len(generator.sha256) == 64
+    assert generator.image_shape == (32, 32, 3) and len(generator.sha256) == 64
     notes = " ".join(generator.info["notes"])
     assert "averaged (EMA) weights are used" in notes and "16 channels a head" in notes
     for folder in (out, out / "prior"):
@@ -153,7 +153,7 @@ def test_a_config_file_or_stored_hyper_parameters_say_what_weights_cannot(
     by_checkpoint = convert(stored, tmp_path / "b")
     for out in (by_file, by_checkpoint):
         check_unet(fpjax.load_prior(out), unet[1])
-        assert fpjax.load_generator(out).resolution == 32
+        assert fpjax.load_generator(out).image_shape == (32, 32, 3)
 
 
 def test_a_yaml_file_runs_nothing(tmp_path, lightning, capsys):
@@ -305,7 +305,7 @@ def test_backbones_and_their_heads_join_to_lpips(tmp_path):
 
 
 def test_inception_in_the_names_of_the_fid_port(tmp_path):
-    from checkpoints_convert.mappings.table import flatten
+    from checkpoints_convert.table import flatten
     from fpjax.perceptual import inception_shapes
 
     rng = np.random.default_rng(0)

@@ -27,7 +27,7 @@ def test_pca_is_scikit_learns_up_to_sign(num, dimension):
     # Stored in float32: seven digits.
     np.testing.assert_allclose(basis.mean, reference.mean_, atol=1e-6)
     np.testing.assert_allclose(basis.std**2, reference.explained_variance_, rtol=1e-4, atol=1e-9)
-    cosines = np.abs(np.sum(basis.components * reference.components_, axis=1))
+    cosines = np.abs(np.sum(basis.directions * reference.components_, axis=1))
     np.testing.assert_allclose(cosines, 1, atol=1e-4)
 
 
@@ -42,22 +42,24 @@ def test_signs_make_the_largest_entry_positive_whatever_the_library_returns(monk
 
     monkeypatch.setattr(basis_module.np.linalg, "eigh", flipped)
     again = pca(latents)
-    np.testing.assert_array_equal(again.components, expected.components)
+    np.testing.assert_array_equal(again.directions, expected.directions)
     rows = np.arange(12)
-    assert (expected.components[rows, np.abs(expected.components).argmax(axis=1)] > 0).all()
+    assert (expected.directions[rows, np.abs(expected.directions).argmax(axis=1)] > 0).all()
 
 
 def test_components_are_orthonormal_and_sorted():
     basis = pca(_latents(1000, 24))
-    np.testing.assert_allclose(basis.components @ basis.components.T, np.eye(24), atol=1e-6)
+    np.testing.assert_allclose(basis.directions @ basis.directions.T, np.eye(24), atol=1e-6)
     assert (np.diff(basis.std) <= 0).all()
 
 
 def test_fit_is_a_function_of_the_prng_key(tiny_generator):
-    one, same = (fit_basis(tiny_generator, jax.random.key(5), 300) for _ in range(2))
-    other = fit_basis(tiny_generator, jax.random.key(6), 300)
-    np.testing.assert_array_equal(one.components, same.components)
-    assert not np.array_equal(one.components, other.components)
+    one, same = (
+        fit_basis(tiny_generator, jax.random.key(5), 300, metric="latent") for _ in range(2)
+    )
+    other = fit_basis(tiny_generator, jax.random.key(6), 300, metric="latent")
+    np.testing.assert_array_equal(one.directions, same.directions)
+    assert not np.array_equal(one.directions, other.directions)
     assert one.num_samples == 300
 
 

@@ -51,5 +51,5 @@ def test_keys_of_the_wrong_length_or_with_other_values_are_refused():
 
 def test_levels_follow_their_convention():
     bits = np.array([0, 1])
-    assert keys.to_levels(bits, "binary").tolist() == [0, 1]
-    assert keys.to_levels(bits, "antipodal").tolist() == [-1, 1]
+    assert keys.to_symbols(bits, "binary").tolist() == [0, 1]
+    assert keys.to_symbols(bits, "antipodal").tolist() == [-1, 1]

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from checkpoints_convert.mappings import compvis_ldm
-from checkpoints_convert.mappings.table import select
+from checkpoints_convert.publishers import compvis_first_stage
+from checkpoints_convert.publishers.compvis_first_stage import FirstStageOptions
+from checkpoints_convert.table import select
 from fpjax.models import autoencoder
 from fpjax.models.autoencoder import AutoencoderConfig
-from tests.fixtures import fixture, relative_error
+from tests.reference import fixture, relative_error
 
 # Float32 sums in another order; the bound of every parity test in this project.
 PARITY = 1e-4
@@ -25,7 +26,9 @@ def nhwc(x):
 @functools.cache
 def load(name):
     arrays = dict(np.load(fixture(name), allow_pickle=False))
-    conversion = compvis_ldm.convert_autoencoder(select(arrays, "sd/"), resolution=32)
+    conversion = compvis_first_stage.convert_autoencoder(
+        select(arrays, "sd/"), FirstStageOptions(resolution=32)
+    )
     return arrays, conversion.config, conversion.plan.apply()
 
 
@@ -123,7 +126,7 @@ def test_latents_are_scaled_as_the_denoiser_sees_them(vq):
 
 def test_kl_encoding_samples_its_gaussian_only_with_a_key():
     config = AutoencoderConfig(ch=32, ch_mult=(1,), num_res_blocks=1, resolution=8)
-    params = autoencoder.init_params(config, jax.random.key(0))
+    params = autoencoder.init(config, jax.random.key(0))
     # A log-variance of 2 log 0.1 whatever the image.
     params["quant_conv"]["weight"] = params["quant_conv"]["weight"].at[:, 3:].set(0)
     params["quant_conv"]["bias"] = params["quant_conv"]["bias"].at[3:].set(2 * np.log(0.1))

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from checkpoints_convert.mappings import taesd
+from checkpoints_convert.publishers import taesd
 from fpjax.models import autoencoder_tiny
 from fpjax.models.autoencoder_tiny import AutoencoderTinyConfig
-from tests.fixtures import fixture, relative_error
+from tests.reference import fixture, relative_error
 
 # Float32 sums in another order; the bound of every parity test in this project.
 PARITY = 1e-4

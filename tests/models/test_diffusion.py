@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from checkpoints_convert.mappings import compvis_ldm
-from checkpoints_convert.mappings.table import select
+from checkpoints_convert.publishers import compvis_unet
+from checkpoints_convert.publishers.compvis_unet import UNetOptions
+from checkpoints_convert.table import select
 from fpjax.models import diffusion
 from fpjax.models.diffusion import DiffusionConfig, DiffusionPrior
 from fpjax.models.unet import UNetConfig
-from tests.fixtures import fixture, relative_error
+from tests.reference import fixture, relative_error
 
 # Float32 sums in another order; the bound of every parity test in this project.
 PARITY = 1e-4
@@ -28,7 +29,9 @@ def nhwc(x):
 def small():
     path = fixture("compvis_unet_small_random.npz")
     arrays = dict(np.load(path, allow_pickle=False))
-    conversion = compvis_ldm.convert_unet(select(arrays, "sd/"), num_head_channels=16, image_size=8)
+    conversion = compvis_unet.convert_unet(
+        select(arrays, "sd/"), UNetOptions(num_head_channels=16), image_size=8
+    )
     return arrays, DiffusionPrior(DiffusionConfig(conversion.config), conversion.plan.apply())
 
 
@@ -52,6 +55,21 @@ def test_schedule_and_timesteps_match_the_published_ones(small):
     arrays, prior = small
     np.testing.assert_allclose(prior.alphas_cumprod, arrays["alphas_cumprod"], rtol=1e-12)
     np.testing.assert_array_equal(diffusion.ddim_timesteps(1000, 10), arrays["ddim10_timesteps"])
+
+
+def test_every_permitted_number_of_steps_stays_on_the_schedule():
+    """Counts such as 3, 9, 27 and 37 of 1000 would end one past the last timestep."""
+    alphas = diffusion.alphas_cumprod(1000)
+    for steps in range(1, 501):
+        published = np.arange(0, 1000, 1000 // steps) + 1
+        timesteps = diffusion.ddim_timesteps(1000, steps)
+        assert len(timesteps) == len(published) >= steps
+        np.testing.assert_array_equal(timesteps[:-1], published[:-1])
+        assert timesteps[-1] == min(published[-1], 999) and (np.diff(timesteps) > 0).all()
+        assert len(diffusion.ddim_schedule(alphas, steps).alphas) == len(timesteps)
+    for steps in (-1, 0, 501, 1000, 10**30):
+        with pytest.raises(ValueError, match="takes 1 to 500 steps"):
+            diffusion.ddim_timesteps(1000, steps)
 
 
 @pytest.mark.parametrize("eta", [0, 1])

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from checkpoints_convert.mappings import nvidia, rosinality
+from checkpoints_convert.publishers import nvidia, rosinality
 from fpjax.models import resample, stylegan2
 from fpjax.models.stylegan2 import StyleGAN2Config
-from tests.fixtures import fixture, relative_error
+from tests.reference import fixture, relative_error
 
 # The bound of every parity test here: 1e-4 of the output's standard deviation, in float32.
 BOUND = 1e-4
@@ -217,7 +217,7 @@ def test_polyphase_resampling_is_zero_insertion_convolution_and_filter(fir):
     taps = np.asarray(fir) / np.sum(fir)
     kernel = np.outer(taps, taps)[::-1, ::-1]
     up = _filter(_zero_insert(x), kernel * 4, (2, 1))
-    np.testing.assert_allclose(resample.upsample_2d(x, jnp.asarray(fir)), up, atol=1e-5)
+    np.testing.assert_allclose(resample.upsample_2d(x, fir), up, atol=1e-5)
     dilated = jax.lax.conv_general_dilated(
         x,
         weight[::-1, ::-1],
@@ -227,7 +227,7 @@ def test_polyphase_resampling_is_zero_insertion_convolution_and_filter(fir):
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     expected = _filter(dilated, kernel * 4, (1, 1))
-    np.testing.assert_allclose(resample.conv2d_up(x, weight, jnp.asarray(fir)), expected, atol=1e-4)
+    np.testing.assert_allclose(resample.conv2d_up(x, weight, fir), expected, atol=1e-4)
 
 
 def test_conv_clamp_bounds_activations_after_their_gain():

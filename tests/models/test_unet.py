@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from checkpoints_convert.mappings import compvis_ldm
-from checkpoints_convert.mappings.table import select
+from checkpoints_convert.publishers import compvis_unet
+from checkpoints_convert.publishers.compvis_unet import UNetOptions
+from checkpoints_convert.table import select
 from fpjax.models import unet
 from fpjax.models.unet import UNetConfig
-from tests.fixtures import fixture, relative_error
+from tests.reference import fixture, relative_error
 
 # Float32 sums in another order; the bound of every parity test in this project.
 PARITY = 1e-4
@@ -26,7 +27,9 @@ def nhwc(x):
 def small():
     path = fixture("compvis_unet_small_random.npz")
     arrays = dict(np.load(path, allow_pickle=False))
-    conversion = compvis_ldm.convert_unet(select(arrays, "sd/"), num_head_channels=16, image_size=8)
+    conversion = compvis_unet.convert_unet(
+        select(arrays, "sd/"), UNetOptions(num_head_channels=16), image_size=8
+    )
     return arrays, conversion.config, conversion.plan.apply()
 
 
@@ -107,7 +110,7 @@ def test_ffhq_prior_has_as_many_parameters_as_the_published_one():
 def test_an_untrained_network_predicts_nothing():
     # As published: residual branches and the last convolution start at zero.
     config = UNetConfig(model_channels=32, channel_mult=(1,), num_res_blocks=1)
-    params = unet.init_params(config, jax.random.key(0))
+    params = unet.init(config, jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (1, 4, 4, 3))
     denoise = jax.jit(functools.partial(unet.denoise, config))
     np.testing.assert_array_equal(denoise(params, x, jnp.asarray(5)), 0)

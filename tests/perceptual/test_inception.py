@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fpjax.perceptual import inception, inception_features, inception_shapes, init_inception
-from tests.fixtures import relative_error
+from tests.reference import relative_error
 
 
 @pytest.fixture(scope="module")

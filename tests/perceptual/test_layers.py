@@ -1,4 +1,4 @@
-"""The two layers written by hand for speed compute what XLA's own do."""
+"""Max pooling written by hand for speed computes what XLA's own does."""
 
 import jax
 import jax.numpy as jnp
@@ -7,21 +7,6 @@ import pytest
 from jax import lax
 
 from fpjax.perceptual import _layers
-from tests.fixtures import relative_error
-
-
-@pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (1, 7), (2, 4)])
-@pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 5), (4, 4)])
-def test_convolution_of_a_small_map_equals_the_general_convolution(size, kernel):
-    assert size[0] * size[1] <= _layers._MATMUL_CONV_MAX_PIXELS
-    rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(2, *size, 8)), jnp.float32)
-    weight = jnp.asarray(rng.normal(size=(*kernel, 8, 6)), jnp.float32)
-    expected = lax.conv_general_dilated(
-        x, weight, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    # Another order of summation: float32 rounding only.
-    assert relative_error(_layers.conv2d(x, weight, padding="SAME"), expected) < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,8 @@ import pytest
 
 import fpjax
 from fpjax import zoo
-from fpjax.attribution.calibration import keyless_images
-from fpjax.attribution.decision import calibration_of
 from fpjax.data.files import load_image
+from fpjax.fingerprint.embed import natural_images
 from fpjax.models.checkpoint import canonical_json
 from fpjax.zoo.recipes import RECIPES
 
@@ -34,10 +33,8 @@ def test_the_card_says_data_licence_recipe_and_hash(scheme):
 
 def test_the_scheme_has_the_published_shape_and_is_calibrated(scheme):
     assert (scheme.key_length, scheme.shift, len(scheme.basis)) == (64, 448, 512)
-    null, threshold = calibration_of(scheme)
-    assert null.length == 64 and 1 < threshold < 100
-    assert scheme.extras["linear_start/weight"].shape == (3072, 512)
-    assert scheme.notes["calibration"]["num_null_images"] >= 128
+    assert scheme.calibration.start.weight.shape == (3072, 512)
+    assert 1 < scheme.calibration.max_noise_ratio < 100
 
 
 def test_the_weights_were_made_by_the_recipe_in_the_project(scheme):
@@ -48,7 +45,7 @@ def test_the_weights_were_made_by_the_recipe_in_the_project(scheme):
 def test_generated_images_are_pictures_on_white(scheme):
     import jax
 
-    images = keyless_images(scheme, jax.random.key(0), 16)
+    images = natural_images(scheme.generator, jax.random.key(0), 16)
     corners = images[:, :3, :3].astype(float)
     assert corners.mean() > 230
     assert images.astype(float).std() > 40
@@ -66,6 +63,5 @@ def test_keys_come_back_from_eight_bits(scheme):
 
     keys = fpjax.sample_keys(jax.random.key(5), 2, 64)
     images = fpjax.generate(scheme, jax.random.key(6), keys).images
-    images = np.rint(np.asarray(images) * 127.5 + 127.5).astype(np.uint8)
     found = fpjax.attribute(scheme, images)
     np.testing.assert_array_equal(found.keys, keys)

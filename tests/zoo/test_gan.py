@@ -1,5 +1,6 @@
 """Training: a step does what its sources say, and an interrupted run goes on where it stopped."""
 
+import functools
 import json
 import signal
 import subprocess
@@ -84,6 +85,22 @@ def test_minibatch_deviation_tells_a_collapsed_batch():
         jax.random.normal(jax.random.key(1), (8, 4, 4, 3))
     )
     assert float(collapsed[..., -1].max()) < 1e-3 < float(varied[..., -1].min())
+
+
+@pytest.mark.parametrize("with_r1", [False, True])
+def test_a_step_keeps_every_type_whatever_switches_are_set(with_r1):
+    step = functools.partial(gan.train_step, CONFIG, with_r1=with_r1)
+    images = jax.ShapeDtypeStruct((4, 8, 8, 3), jnp.uint8)
+    with (
+        jax.enable_x64(True),
+        jax.numpy_dtype_promotion("strict"),
+        jax.numpy_rank_promotion("raise"),
+    ):
+        state = jax.eval_shape(lambda: gan.init_state(CONFIG))
+        after, metrics = jax.eval_shape(step, state, images)
+    assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, state)
+    kinds = {x.dtype for x in jax.tree.leaves((after, metrics))}
+    assert kinds == {jnp.dtype(jnp.float32), jnp.dtype(jnp.int32)}
 
 
 _RUN = """

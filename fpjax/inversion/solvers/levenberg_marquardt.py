@@ -11,8 +11,8 @@ fails to explain is treated as noise, so that directions which the image hardly 
 prior puts them until the rest fits. (Marquardt's damping, in the metric of the curvature, lets them
 run off at once, and the way back is long.)
 
-A lane has converged when a fresh Jacobian promises less than `tolerance` nats. The information about
-the key is taken from that Jacobian, so that it belongs to the solution.
+A lane has converged when a fresh Jacobian promises hardly any more log-likelihood. The information
+about the key is taken from that Jacobian, so that it belongs to the solution.
 
 Sources: Levenberg 1944, Marquardt 1963, Broyden 1965; a damping proportional to the residual is in
 Yamashita and Fukushima 2001.
@@ -85,7 +85,10 @@ class LevenbergMarquardt:
     Attributes:
       max_steps: Jacobians an image may cost.
       inner_steps: steps taken with each Jacobian, at most.
-      tolerance: nats; where a fresh Jacobian promises less, a lane has converged.
+      tolerance: nats an unknown; where a fresh Jacobian promises less than this times K, a lane has
+        converged. Noise lets the cost at a solution fall below that at the truth by half a nat an
+        unknown, so that the default leaves a few percent of that. The information about the key
+        extrapolates to the minimum.
       solved_ratio: residual, in units of the observation's noise, up to which an image that has
         converged is solved.
       hopeless_ratio, hopeless_after: an image whose residual is still above this ratio after this
@@ -97,7 +100,7 @@ class LevenbergMarquardt:
 
     max_steps: int = 12
     inner_steps: int = 16
-    tolerance: float = 0.5
+    tolerance: float = 0.02
     solved_ratio: float = 1.3
     hopeless_ratio: float = 25.0
     hopeless_after: int = 2
@@ -113,7 +116,7 @@ class LevenbergMarquardt:
                 f"max_steps {self.max_steps}, inner_steps {self.inner_steps}: expected at least 1"
             )
         if not self.tolerance > 0:
-            raise InputError(f"tolerance {self.tolerance}: expected a positive number of nats")
+            raise InputError(f"tolerance {self.tolerance}: expected a positive number")
         if self.jacobian_dtype not in ("float32", "bfloat16"):
             raise InputError(
                 f"jacobian_dtype {self.jacobian_dtype!r}: choose 'float32' or 'bfloat16'"
@@ -184,7 +187,8 @@ class LevenbergMarquardt:
             jnp.zeros((self.inner_steps, len(residual)), jnp.float32),
         )
         _, start_cost, _ = objective(state.unknowns)
-        gain = jnp.where(promise < self.tolerance, 0.0, jnp.inf).astype(jnp.float32)
+        enough = promise < self.tolerance * problem.num_unknowns
+        gain = jnp.where(enough, jnp.float32(0), jnp.float32(jnp.inf))
         begin = _Inner(
             gram, slope, updates, state.unknowns, residual, start_cost, state.ratio, state.damping,
             gain, jnp.zeros((), jnp.int32),
@@ -205,9 +209,9 @@ class LevenbergMarquardt:
 
     def terminate(self, problem: Problem, state: LaneState) -> Array:
         """See `Solver`."""
-        del problem
         finite = jnp.isfinite(state.cost) & jnp.isfinite(state.ratio)
-        converged = (state.promise < self.tolerance) & (state.steps > 0)
+        enough = state.promise < self.tolerance * problem.num_unknowns
+        converged = enough & (state.steps > 0)
         hopeless = (
             (state.steps >= self.hopeless_after)
             & (state.ratio > self.hopeless_ratio)

@@ -29,7 +29,7 @@ from tests.checkpoints_convert.readers.forge import (
     torch_zip,
     touch,
 )
-from tests.fixtures import fixture
+from tests.reference import fixture
 
 FLOATS = np.arange(4, dtype="<f4").tobytes()
 ONE = dumps({"a": tensor(StorageReference("FloatStorage", "0", 4))})

@@ -29,7 +29,7 @@ from tests.checkpoints_convert.readers.forge import (
     torch_stream,
     torch_zip,
 )
-from tests.fixtures import fixture
+from tests.reference import fixture
 
 torch = pytest.importorskip("torch", reason="torch writes the files that are read back")
 

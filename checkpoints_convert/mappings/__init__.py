@@ -1,1 +1,0 @@
-"""Rename tables from published checkpoints to fpjax parameters, one module a source."""

@@ -1,0 +1,1 @@
+"""One module a publisher: what it recognises, its renaming table, its configuration."""

@@ -1,1 +1,0 @@
-"""How each published source is told apart and planned, one module a source."""

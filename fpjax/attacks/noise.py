@@ -1,0 +1,64 @@
+"""Additive noise: Gaussian, salt and pepper."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fpjax.attacks.base import Attack, image_keys, number, round_to_uint8
+
+
+@dataclasses.dataclass(frozen=True)
+class GaussianNoise(Attack):
+    """White Gaussian noise on every pixel and channel, then clipping and rounding.
+
+    The default is the noise of the published StyleGAN2 protocol.
+
+    >>> noise = GaussianNoise(std=0.1)
+    >>> bool(noise(jax.random.key(0), np.full((1, 8, 8, 3), 128, np.uint8)).std() > 8)
+    True
+    """
+
+    name: ClassVar[str] = "gaussian_noise"
+    linear: ClassVar[bool] = True
+    differentiable: ClassVar[bool] = True
+    random: ClassVar[bool] = True
+    source: ClassVar[str] = "Nie et al., ICML 2023 (arXiv 2304.09752): std 0.1"
+
+    std: float = number(0.1, 0.0, 2.0, "standard deviation for images in [-1, 1]")
+
+    def _apply(self, key, images):
+        shape = images.shape[1:]
+        draw = jax.vmap(lambda k: jax.random.normal(k, shape, jnp.float32))
+        noise = np.asarray(draw(image_keys(key, images.shape[0])))
+        return round_to_uint8(images + np.float32(127.5 * self.std) * noise)
+
+
+@dataclasses.dataclass(frozen=True)
+class SaltAndPepper(Attack):
+    """Turns a share of the pixels black or white, half each, all channels together.
+
+    >>> attack = SaltAndPepper(amount=0.5)
+    >>> sorted(set(attack(jax.random.key(0), np.full((1, 9, 9, 1), 7, np.uint8)).ravel().tolist()))
+    [0, 7, 255]
+    """
+
+    name: ClassVar[str] = "salt_and_pepper"
+    linear: ClassVar[bool] = True
+    differentiable: ClassVar[bool] = True
+    random: ClassVar[bool] = True
+    source: ClassVar[str] = "Yang et al., Gaussian Shading, CVPR 2024 (arXiv 2404.04956): 0.05"
+
+    amount: float = number(0.05, 0.0, 1.0, "share of the pixels")
+
+    def _apply(self, key, images):
+        shape = images.shape[1:3]
+        draw = jax.vmap(lambda k: jax.random.uniform(k, (*shape, 1), jnp.float32))
+        position = np.asarray(draw(image_keys(key, images.shape[0])))
+        pepper = position < self.amount / 2
+        salt = (position >= self.amount / 2) & (position < self.amount)
+        return np.where(pepper, np.uint8(0), np.where(salt, np.uint8(255), images))

@@ -1,0 +1,225 @@
+"""One pass over all blocks of a source of keys, with a running list of the best.
+
+Blocks are computed ahead in threads and taken in order, so that equal scores rank by index whatever
+finishes first.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from fpjax.attribution.key_kernels import COLUMNS, MATCHING_ROWS, tile_keys
+from fpjax.fingerprint.stored import StoredKeys
+
+BLOCK_SIZE = 1 << 20
+"""Keys a block: 8 MiB at 64 bits, about a millisecond."""
+GROUP = MATCHING_ROWS * COLUMNS
+"""Blocks are multiples of this many keys."""
+_PIECE = 1 << 20
+"""Keys looked at one by one at a time."""
+
+Progress = Callable[[int, int], None]
+Bounds = Callable[[Any], Any]
+"""Words of a block to bounds (B, tiles) below every score in a tile."""
+Exact = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Images (P,) and words (P, T, W) of keys to scores (P, T), lowest best."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ranking:
+    """The best candidates for B images, best first, equal scores by index.
+
+    Attributes:
+      indices: (B, K) int64 numbers of keys; K is less than asked for if there are fewer keys.
+      scores: (B, K): matching bits, int64, highest best; or energies, float64, lowest best.
+      compared: keys that were compared, N without the revoked ones: what `family_wise` counts.
+      examined: share of the pairs of image and key whose score was computed key by key; all others
+        were excluded by a bound.
+    """
+
+    indices: np.ndarray
+    scores: np.ndarray
+    compared: int
+    examined: float
+
+
+class BestKeys:
+    """Running best K of (score, index) for B images, lowest first."""
+
+    def __init__(self, count: int, num_best: int, revoked, total: int) -> None:
+        if num_best < 1:
+            raise ValueError(f"num_best is {num_best}: expected at least 1")
+        self.revoked = np.unique(np.fromiter(revoked, np.int64))
+        if self.revoked.size and not 0 <= self.revoked[0] <= self.revoked[-1] < total:
+            raise ValueError(f"revoked keys lie beyond the {total} there are")
+        self.compared = total - len(self.revoked)
+        self.pairs = count * total
+        self.examined = 0
+        kept = min(num_best, self.compared)
+        self.scores = np.full((count, kept), np.inf)
+        self.indices = np.full((count, kept), np.iinfo(np.int64).max)
+
+    def limits(self) -> np.ndarray:
+        """Score (B,) that a key must not exceed to be among the best."""
+        return self.scores[:, -1]
+
+    def merge(self, image: int, scores: np.ndarray, indices: np.ndarray) -> None:
+        """Takes in keys of distinct indices; those already there, and revoked ones, are ignored."""
+        places = np.searchsorted(self.revoked, indices)
+        places = np.minimum(places, max(0, len(self.revoked) - 1))
+        new = ~np.isin(indices, self.indices[image])
+        if len(self.revoked):
+            new &= self.revoked[places] != indices
+        scores = np.concatenate([self.scores[image], scores[new]])
+        indices = np.concatenate([self.indices[image], indices[new]])
+        order = np.lexsort((indices, scores))[: self.scores.shape[1]]
+        self.scores[image], self.indices[image] = scores[order], indices[order]
+
+    def ranking(self, convert: Callable[[np.ndarray], np.ndarray]) -> Ranking:
+        """The list as it stands, scores as `convert` writes them."""
+        return Ranking(
+            self.indices, convert(self.scores), self.compared, self.examined / max(1, self.pairs)
+        )
+
+
+class KeyScan:
+    """One pass over all blocks of a source."""
+
+    def __init__(self, source, best, rows, mesh, block_size, threads, progress) -> None:
+        devices = mesh.devices.size if mesh is not None else 1
+        unit = GROUP * devices
+        if block_size < 1 or block_size % unit:
+            raise ValueError(f"block_size is {block_size}: expected a multiple of {unit}")
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads is {threads}: expected at least 1")
+        self.source, self.best, self.rows, self.mesh = source, best, rows, mesh
+        self.size = min(block_size, -(-len(source) // unit) * unit)
+        on_host = mesh is None and jax.default_backend() == "cpu"
+        self.threads = threads or ((os.cpu_count() or 1) if on_host else 1)
+        self.progress = progress
+
+    def run(self, bounds: Bounds, exact: Exact, *, as_uint64: bool) -> None:
+        """Puts the best keys of the source into `best`; words are uint32, or uint64 if possible."""
+        total = len(self.source)
+        for start, words, found in self._blocks(bounds, as_uint64):
+            self._merge(start, words, found, exact)
+            if self.progress:
+                self.progress(min(start + self.size, total), total)
+
+    def _blocks(self, bounds, as_uint64) -> Iterator[tuple[int, Any, np.ndarray]]:
+        """Yields (first key, words on host or device, bounds (B, tiles)) in order."""
+
+        def one(start):
+            words = self._words(start, as_uint64)
+            return start, words, np.asarray(bounds(words))
+
+        starts = range(0, len(self.source), self.size)
+        if self.threads == 1 or len(starts) == 1:
+            yield from map(one, starts)
+            return
+        pool = concurrent.futures.ThreadPoolExecutor(self.threads)
+        pending: collections.deque[concurrent.futures.Future] = collections.deque()
+        try:
+            for start in starts:
+                pending.append(pool.submit(one, start))
+                if len(pending) > 2 * self.threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            # An interruption waits for the blocks that are being computed, not for those in line.
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _words(self, start: int, as_uint64: bool):
+        if as_uint64 and isinstance(self.source, StoredKeys):
+            words = self.source.words64(start, self.size)
+        elif self.mesh is None or isinstance(self.source, StoredKeys):
+            words = self.source.words(start, self.size)
+        else:
+            return self._shards(start)
+        if self.mesh is None:
+            return words
+        with jax.enable_x64(True) if as_uint64 else contextlib.nullcontext():
+            return jax.device_put(words, _sharding(self.mesh))
+
+    def _shards(self, start: int):
+        """Derived keys, each part made on the device that searches it."""
+        assert self.mesh is not None
+        devices = list(self.mesh.devices.flat)
+        part = self.size // len(devices)
+        parts = []
+        for i, device in enumerate(devices):
+            with jax.default_device(device):
+                parts.append(jax.device_put(self.source.words(start + i * part, part), device))
+        shape = (self.size, parts[0].shape[1])
+        return jax.make_array_from_single_device_arrays(shape, _sharding(self.mesh), parts)
+
+    def _merge(self, start: int, words, bounds: np.ndarray, exact) -> None:
+        limits = self.best.limits()
+        # Later keys lose ties; tiles of the same block may hold earlier ones.
+        active = bounds < limits[:, None]
+        if not active.any():
+            return
+        words = np.asarray(words)
+        wanted = self.best.scores.shape[1]
+        many = np.flatnonzero(active.sum(1) > 4 * wanted)
+        if len(many):
+            first = min(wanted, bounds.shape[1])
+            tiles = np.argpartition(bounds[many], first - 1, axis=1)[:, :first]
+            self._expand(start, words, np.repeat(many, first), tiles.ravel(), exact)
+            active[many] &= bounds[many] <= self.best.limits()[many, None]
+            active[np.repeat(many, first), tiles.ravel()] = False
+        images, tiles = np.nonzero(active)
+        self._expand(start, words, images, tiles, exact)
+
+    def _expand(self, start, words, images, tiles, exact) -> None:
+        step = max(1, _PIECE // self.rows)
+        for piece in range(0, len(images), step):
+            some = images[piece : piece + step]
+            places = tile_keys(self.rows, tiles[piece : piece + step])
+            scores = exact(some, words[places])
+            self.best.examined += scores.size
+            better = (scores <= self.best.limits()[some, None]) & (
+                start + places < len(self.source)
+            )
+            rows, columns = np.nonzero(better)
+            owners, found = some[rows], start + places[rows, columns]
+            for image in np.unique(owners):
+                mine = owners == image
+                self.best.merge(image, scores[rows[mine], columns[mine]], found[mine])
+
+
+def _sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
+    return jax.sharding.NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+
+def on_mesh(kernel, mesh, words, queries, key_length: int):
+    """Runs a kernel on one device, or each device's part of the block on that device."""
+    if mesh is None:
+        return kernel(words, queries, key_length=key_length)
+    return _sharded(kernel, mesh, key_length)(words, queries)
+
+
+@functools.lru_cache(maxsize=16)
+def _sharded(kernel, mesh: jax.sharding.Mesh, key_length: int):
+    keys = mesh.axis_names
+    return jax.jit(
+        jax.shard_map(
+            functools.partial(kernel, key_length=key_length),
+            mesh=mesh,
+            in_specs=(PartitionSpec(keys), PartitionSpec()),
+            out_specs=PartitionSpec(None, keys),
+            check_vma=False,  # the loop over groups starts from values that do not vary
+        )
+    )

@@ -1,0 +1,169 @@
+"""The driver: lanes, statuses, chunks, meshes, and what is compiled."""
+
+import inspect
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+import fpjax
+from fpjax.errors import InputError
+from fpjax.inversion import driver
+from fpjax.inversion.problem import Problem
+from fpjax.inversion.solution import Status
+from fpjax.inversion.solvers.adam import Adam
+from fpjax.inversion.solvers.levenberg_marquardt import LevenbergMarquardt
+from tests import toys
+
+
+@pytest.fixture(scope="module")
+def scheme():
+    return toys.scheme(toys.generator(toys.curved_decode, scale=0.1))
+
+
+@pytest.fixture(scope="module")
+def keys():
+    return fpjax.sample_keys(jax.random.key(1), 9, 6)
+
+
+@pytest.fixture(scope="module")
+def images(scheme, keys):
+    return fpjax.generate(scheme, jax.random.key(2), keys).images
+
+
+def test_answers_do_not_depend_on_the_company_an_image_is_in(scheme, images):
+    starts = toys.starts(scheme)
+    alone = fpjax.invert(Problem(scheme), images[5:6], starts=starts)
+    together = fpjax.invert(Problem(scheme), images, starts=starts)
+    np.testing.assert_array_equal(alone.soft_bits[0], together.soft_bits[5])
+    np.testing.assert_array_equal(alone.information[0], together.information[5])
+
+
+def test_images_are_yielded_as_they_are_finished_each_once(scheme, images, keys, monkeypatch):
+    monkeypatch.setattr(driver, "_WAVE", 4)
+    seen, calls = [], []
+    for rows, part in fpjax.invert_iter(
+        Problem(scheme), images, starts=toys.starts(scheme), progress=lambda *c: calls.append(c)
+    ):
+        np.testing.assert_array_equal(part.keys, keys[rows])
+        seen += rows.tolist()
+    assert sorted(seen) == list(range(9)) and len(calls) > 1 and calls[-1] == (9, 9)
+
+
+def test_a_start_made_needless_has_its_own_status_and_never_wins(scheme, images, keys):
+    """The second start is the first again: it must stop without a step, whatever its cost."""
+    starts = np.repeat(toys.starts(scheme), 2, axis=0)
+    found = fpjax.invert(Problem(scheme), images, starts=starts)
+    once = fpjax.invert(Problem(scheme), images, starts=starts[:1])
+    np.testing.assert_array_equal(found.keys, keys)
+    np.testing.assert_array_equal(found.steps, once.steps)
+    assert (found.status == Status.SOLVED).all()
+
+
+def test_a_bad_first_start_is_rescued_by_the_second(scheme, images, keys):
+    bad = np.full((1, 16), 30.0, np.float32)
+    few = LevenbergMarquardt(max_steps=6)
+    starts = np.concatenate([bad, toys.starts(scheme)])
+    found = fpjax.invert(Problem(scheme), images[:3], few, starts=starts)
+    np.testing.assert_array_equal(found.keys, keys[:3])
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 8])
+def test_chunks_of_any_size_compute_what_single_lanes_do(scheme, images, monkeypatch, lanes):
+    alone = fpjax.invert(Problem(scheme), images, starts=toys.starts(scheme))
+    monkeypatch.setattr(driver, "_chunk_sizes", lambda *arguments: (lanes,))
+    chunked = fpjax.invert(Problem(scheme), images, starts=toys.starts(scheme))
+    np.testing.assert_array_equal(alone.keys, chunked.keys)
+    # Batched products are summed in another order, and a stop may come a step later.
+    np.testing.assert_allclose(alone.soft_bits, chunked.soft_bits, atol=0.02)
+
+
+def test_chunks_shrink_to_the_memory_budget(scheme):
+    problem = Problem(scheme)
+    large, small, none = (
+        driver._chunk_sizes(Adam(), problem, memory, 1000)[0] for memory in (1 << 30, 1 << 18, 1)
+    )
+    assert large > small >= none == 1
+
+
+def test_other_arrays_of_the_same_shapes_compile_nothing(scheme, images):
+    """Another strength, basis, weights and number of images run the programs of the first."""
+    starts = toys.starts(scheme)
+    fpjax.invert(Problem(scheme), images[:5], starts=starts)
+    before = driver._round._cache_size(), driver._init._cache_size()
+    fpjax.invert(Problem(scheme), images[:8], starts=starts)
+    fpjax.invert(Problem(scheme.replace(strength=0.31)), images[:7], starts=starts)
+    generator = toys.generator(toys.curved_decode, scale=0.1, seed=3)
+    other = toys.scheme(generator)
+    fpjax.invert(Problem(other), images[:6], starts=starts)
+    assert (driver._round._cache_size(), driver._init._cache_size()) == before
+
+
+def test_no_images_give_an_empty_solution(scheme):
+    found = fpjax.invert(Problem(scheme), np.zeros((0, *toys.SHAPE), np.uint8))
+    assert len(found) == 0 and found.keys.shape == (0, 6)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((1, 8, 8, 1), np.uint8), r"expected \(B, 12, 10, 1\)"),
+        (np.zeros(toys.SHAPE, np.uint8), r"expected \(B, 12, 10, 1\)"),
+        (np.zeros((1, *toys.SHAPE), np.int64), "uint8, or float"),
+        (np.full((1, *toys.SHAPE), 200.0), r"outside \[-1, 1\]"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(scheme, images, message):
+    with pytest.raises(InputError, match=message):
+        fpjax.invert(Problem(scheme), images)
+
+
+def test_a_scheme_without_a_start_says_how_to_make_one(scheme, images):
+    with pytest.raises(InputError, match=r"fpjax.calibrate\(scheme, key\)"):
+        fpjax.invert(Problem(scheme), images)
+
+
+def test_starts_of_another_length_are_refused(scheme, images):
+    with pytest.raises(InputError, match=r"expected \(S, 16\)"):
+        fpjax.invert(Problem(scheme), images, starts=np.zeros((1, 15)))
+
+
+def test_no_solver_is_given_the_key():
+    """Nothing that solves takes a key, a true latent or a registry."""
+    for function in (fpjax.invert, driver._round, LevenbergMarquardt.step, Adam.step):
+        names = set(inspect.signature(function).parameters)
+        assert not names & {"key", "keys", "true_keys", "registry", "latents"}
+
+
+def test_eight_devices_give_the_answers_of_one(scheme, images, keys):
+    if jax.device_count() < 8:
+        pytest.skip("needs eight virtual devices, as conftest.py sets them up")
+    mesh = Mesh(np.array(jax.devices()[:8]).reshape(4, 2), ("data", "more"))
+    starts = toys.starts(scheme)
+    spread = fpjax.invert(Problem(scheme), images, starts=starts, mesh=mesh)
+    alone = fpjax.invert(Problem(scheme), images, starts=starts)
+    np.testing.assert_array_equal(spread.keys, keys)
+    np.testing.assert_array_equal(spread.soft_bits, alone.soft_bits)
+    np.testing.assert_array_equal(spread.steps, alone.steps)
+
+
+def _round_program(scheme, devices):
+    solver = LevenbergMarquardt()
+    placed = driver._Placed.of(Mesh(np.array(jax.devices()[:devices]), ("images",)))
+    problem = jax.device_put(Problem(scheme).prepared(), placed.everywhere)
+    targets = np.zeros((2 * devices, *toys.SHAPE), np.float32)
+    starts = np.zeros((2 * devices, 1, 16), np.float32)
+    wave = driver._begin(solver, problem, placed, targets, starts)
+    return driver._round.lower(solver, placed, 1, 16, problem, wave).compile()
+
+
+def test_devices_do_the_work_of_one_and_send_nothing(scheme):
+    if jax.device_count() < 8:
+        pytest.skip("needs eight virtual devices, as conftest.py sets them up")
+    one, eight = (_round_program(scheme, n) for n in (1, 8))
+    # The compiler's count for one device's program: two images' lanes each time.
+    flops = [program.cost_analysis()["flops"] for program in (one, eight)]
+    np.testing.assert_allclose(*flops, rtol=0.01)
+    for word in ("all-reduce", "all-gather", "collective-permute", "all-to-all"):
+        assert word not in eight.as_text()
