@@ -130,7 +130,7 @@ class StoredBacking:
         if self.checked:
             return self.peek(start, stop)
         whole = self.packed.array()  # a part of this, and no map of its own, saves page faults
-        if zlib.crc32(whole) != self.crc:
+        if zlib.crc32(whole.data) != self.crc:
             raise another_crc(self.name, self.path)
         self.checked = True
         return whole[start:stop]
