@@ -49,7 +49,7 @@ def generator(decode=linear_decode, *, scale=0.05, condition=1.0, offset=0.0, se
     }
     return fpjax.Generator(
         decode=decode,
-        params=jax.tree.map(jnp.asarray, params),
+        params=jax.device_put(params),
         latent_shape=(SIZE,),
         image_shape=SHAPE,
         sample_latents=sample,

@@ -13,8 +13,10 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
+from fpjax.errors import InputError
 
-class AttackError(ValueError):
+
+class AttackError(InputError):
     """A parameter out of range, an unknown attack, or images that an attack cannot take."""
 
 

@@ -138,6 +138,7 @@ _CLASSES = (
 
 ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in _CLASSES}
 
+# The paper names no chroma subsampling; 4:2:0 is what libjpeg and Pillow do unless told otherwise.
 PAPER: dict[str, Attack] = {
     "blur": GaussianBlur(sigma=0.5, size=25),
     "noise": GaussianNoise(std=0.1),

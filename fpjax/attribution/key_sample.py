@@ -102,7 +102,7 @@ def draw_key_sample(quadratic: Quadratic, image: int, num_samples: int) -> KeySa
     order, gain, offset, _ = mixture.feedback
     ordered = np.take_along_axis(np.take_along_axis(gain, order[:, :, None], 1), order[:, None], 2)
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
-        found = _draw(
+        operands = (
             labels,
             noise.reshape(len(labels), length, _COLUMNS),
             ordered,
@@ -113,6 +113,7 @@ def draw_key_sample(quadratic: Quadratic, image: int, num_samples: int) -> KeySa
             information,
             linear,
         )
+        found = jax.device_get(_draw(*jax.device_put(operands)))
         energies, log_weights = (np.asarray(part)[used] for part in found)
     ascending = np.argsort(energies, kind="stable")
     energies = energies[ascending] + quadratic.offset[image]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from pathlib import Path
 from typing import Literal
@@ -73,6 +74,11 @@ class Generated:
 @jax.jit
 def _decode(generator: Generator, latents: Array) -> Array:
     return jnp.clip(generator.decode(generator.params, latents), -1, 1)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _normal(key: Array, shape: tuple[int, int]) -> Array:
+    return jax.random.normal(key, shape, "float32")
 
 
 @jax.jit
@@ -168,7 +174,7 @@ def generate(
         coordinates = project(scheme, natural)
     elif alpha == "sampled":
         shape = (len(keys), scheme.num_alpha)
-        normal = np.asarray(jax.device_get(jax.random.normal(key, shape, "float32")))
+        normal = np.asarray(jax.device_get(_normal(key, shape)))
         coordinates = normal * scheme.alpha_std
     else:
         raise InputError(f"alpha {alpha!r}: choose 'projected' or 'sampled'")

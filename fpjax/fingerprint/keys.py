@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 from typing import Literal
 
@@ -30,8 +31,13 @@ def sample_keys(key: jax.Array, num: int, length: int) -> np.ndarray:
     (3, 64)
     """
     # In single precision whatever the program's default, so that a seed always gives these keys.
-    uniform = jax.random.uniform(key, (num, length), "float32")
+    uniform = _uniform(key, (num, length))
     return (np.asarray(jax.device_get(uniform)) < 0.5).astype(np.uint8)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _uniform(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    return jax.random.uniform(key, shape, "float32")
 
 
 def secret_keys(num: int, length: int) -> np.ndarray:

@@ -14,14 +14,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fpjax.data.atomic import atomic_directory
 from fpjax.errors import FpjaxError
 from fpjax.fingerprint.basis import Basis
 from fpjax.fingerprint.calibration import Calibration
+from fpjax.fingerprint.embed import decode_images
 from fpjax.fingerprint.scheme import Scheme, SchemeError
 from fpjax.models.checkpoint import load_tensors
 from fpjax.models.generator import Generator
@@ -171,9 +170,7 @@ def _bound_generator(path: Path, header: dict[str, Any], generator: Generator | 
 
 def _probe(generator: Generator, mean: np.ndarray) -> np.ndarray:
     """The picture (height, width, channels) of the mean latent, clipped."""
-    latent = jnp.asarray(mean).reshape(1, *generator.latent_shape)
-    image = jax.jit(lambda g, z: jnp.clip(g.decode(g.params, z), -1, 1))(generator, latent)
-    return np.asarray(jax.device_get(image), np.float32)[0]
+    return decode_images(generator, mean.reshape(1, *generator.latent_shape))[0]
 
 
 def _compare_probe(path: Path, generator: Generator, mean: np.ndarray, recorded) -> None:

@@ -200,6 +200,8 @@ class _Placed:
 
 def _put(array: np.ndarray, sharding: NamedSharding) -> Array:
     """Places a host array; with several processes each places its own part."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 

@@ -80,9 +80,9 @@ def linearise(
 
 def tangents_in_block(problem: Problem, memory: int = DEFAULT_MEMORY) -> int:
     """How many tangents of a problem go through at a time within a memory budget."""
-    target = jnp.zeros(problem.scheme.generator.image_shape, jnp.float32)
     point = jax.ShapeDtypeStruct((problem.num_unknowns,), jnp.float32)
-    each = tangent_bytes(lambda x: problem.residual(x, target), point)
+    target = jax.ShapeDtypeStruct(problem.scheme.generator.image_shape, jnp.float32)
+    each = tangent_bytes(problem.residual, point, target)
     return block_size(problem.num_unknowns, each, memory)
 
 

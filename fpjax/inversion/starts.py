@@ -108,7 +108,7 @@ def fit_linear_start(
       progress: called with (images done, images in all).
     """
     observation = Rounded8Bit() if observation is None else observation
-    key_latents, key_keys = jax.random.split(key)
+    key_latents, key_keys, key_files = jax.random.split(key, 3)
     batch = min(batch, num_images)
     count = max(2, num_images // batch)
     latents = sample_latents(scheme.generator, key_latents, count * batch)
@@ -122,12 +122,11 @@ def fit_linear_start(
     simulate, reduce = jax.jit(type(observation).simulate), jax.jit(low_pass)
     gram = cross = None
     held = []
-    for i in range(count):
+    for i, key_file in enumerate(jax.random.split(key_files, count)):
         part = slice(i * batch, (i + 1) * batch)
         alpha = project(scheme, latents[part])
         images = decode_images(scheme.generator, embed(scheme, alpha, keys[part]), batch)
-        key_noise = jax.random.fold_in(key_keys, i)
-        files = simulate(observation, key_noise, jax.device_put(images))
+        files = simulate(observation, key_file, jax.device_put(images))
         files = np.asarray(jax.device_get(files), np.float32) / np.float32(127.5) - 1
         features = np.asarray(jax.device_get(reduce(jax.device_put(files))), np.float64)
         features = np.concatenate([features, np.ones((batch, 1))], axis=1)

@@ -148,6 +148,8 @@ def _header(data: bytes, name: str) -> JpegHeader:
         layout = JpegLayout(height, width, sampling, _colour(layers, info))
     except (KeyError, ValueError) as error:
         raise JpegError(f"{name}: {error}") from error
+    if min(table.min() for table in steps) < 1:
+        raise JpegError(f"{name}: a quantisation table holds a step of 0")
     quality, standard = nearest_quality(steps)
     progressive = bool(info.get("progressive"))
     return JpegHeader(layout, np.stack(steps), progressive, quality, standard)
@@ -199,7 +201,7 @@ def _stored(data: bytes, name: str, header: JpegHeader) -> list[np.ndarray]:
             picture = jpeglib.read_dct(str(path))
             parts = [picture.Y, picture.Cb, picture.Cr][: len(header.layout.sampling)]
         except OSError as error:
-            raise JpegError(f"{name}: cannot be read ({error})") from error
+            raise JpegError(f"{name}: its coefficients cannot be read") from error
     shapes = tuple(part.shape[:2] for part in parts)
     if shapes != header.layout.block_grids:
         raise JpegError(

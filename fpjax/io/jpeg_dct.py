@@ -18,11 +18,14 @@ edges, which neither fixes, what libjpeg does.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from fpjax.errors import InputError
 
 # JFIF: full-range luma and chroma of ITU-R BT.601; rows are Y, Cb, Cr.
 YCBCR_FROM_RGB = np.array(
@@ -42,7 +45,7 @@ _SUBSAMPLINGS = {
 }
 
 
-class JpegError(ValueError):
+class JpegError(InputError):
     """A JPEG file that cannot be used, or a layout that no JPEG file has."""
 
 
@@ -187,6 +190,7 @@ class JpegLayout:
         return parts
 
 
+@functools.partial(jax.jit, static_argnames="layout")
 def jpeg_coefficients(images: jax.Array, layout: JpegLayout) -> jax.Array:
     """DCT coefficients of the blocks of a picture, before quantisation.
 

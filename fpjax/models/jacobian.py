@@ -57,17 +57,17 @@ def jacobian_rows(
     return value, jax.lax.map(row, directions, batch_size=block)
 
 
-def tangent_bytes(function: Callable[[Array], Array], point) -> int:
+def tangent_bytes(function: Callable[..., Array], *arguments) -> int:
     """Estimated bytes that one tangent's activations take on their way through a function.
 
     Args:
-      function: of one array.
-      point: an array or `jax.ShapeDtypeStruct`; nothing is computed.
+      function: of arrays.
+      arguments: arrays or `jax.ShapeDtypeStruct`s; nothing is computed.
 
     >>> tangent_bytes(lambda x: jnp.sin(x), jax.ShapeDtypeStruct((1000,), jnp.float32))
     24000
     """
-    jaxpr = jax.make_jaxpr(function)(point)
+    jaxpr = jax.make_jaxpr(function)(*arguments)
     return int(_ALIVE * _largest(jaxpr.jaxpr))
 
 

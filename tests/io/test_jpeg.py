@@ -189,7 +189,7 @@ def test_the_map_is_linear_and_goes_through_every_transformation():
 def test_the_map_keeps_the_dtype_under_strict_promotion_and_compiles():
     layout = JpegLayout.of(16, 16)
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        out = jax.jit(jpeg_coefficients, static_argnums=1)(jnp.zeros((2, 16, 16, 3)), layout)
+        out = jpeg_coefficients(jnp.zeros((2, 16, 16, 3)), layout)
     assert out.dtype == jnp.float32
     with jax.enable_x64(True):
         images = jnp.asarray(noise(16, 16) / 127.5 - 1)
@@ -266,6 +266,23 @@ def test_files_that_are_no_whole_jpeg_are_refused(tmp_path):
                 read(broken)
     with pytest.raises(JpegError, match=r"missing\.jpg: cannot be read .No such file"):
         read_jpeg_header(tmp_path / "missing.jpg")
+
+
+def test_damaged_files_are_read_or_refused_and_nothing_else():
+    rng = np.random.default_rng(0)
+    refused = 0
+    for options in ({}, {"progressive": True}):
+        data = encode(noise(24, 40), quality=75, **options)
+        for _ in range(100):
+            damaged = bytearray(data)
+            for place in rng.integers(0, 640, 3):  # The header and the start of the scan.
+                damaged[place] = rng.integers(0, 256)
+            try:
+                coefficients = dequantised_coefficients(bytes(damaged))
+                assert np.isfinite(coefficients).all()
+            except JpegError:
+                refused += 1
+    assert refused > 20
 
 
 def test_a_missing_reader_of_coefficients_is_named(monkeypatch):

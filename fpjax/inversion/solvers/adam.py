@@ -92,10 +92,10 @@ class Adam:
 
     def lane_bytes(self, problem: Problem) -> int:
         """Activations of generator and distance, kept for the backward pass."""
-        target = jnp.zeros(problem.scheme.generator.image_shape, jnp.float32)
         point = jax.ShapeDtypeStruct((problem.num_unknowns,), jnp.float32)
+        target = jax.ShapeDtypeStruct(problem.scheme.generator.image_shape, jnp.float32)
         # A dozen layers' activations are alive when the backward pass begins.
-        return 4 * tangent_bytes(lambda x: problem.cost(x, target), point)
+        return 4 * tangent_bytes(problem.cost, point, target)
 
     def plan(self, problem: Problem, memory: int) -> int:
         """Nothing to plan."""
