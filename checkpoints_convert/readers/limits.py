@@ -93,7 +93,7 @@ class Meter:
     Attributes:
         limits: the limits themselves.
         memory: bytes that objects, text and unpacked entries may take. Costs are counted upwards,
-            and a quarter of the base and one copy of the file are kept for the reader itself.
+            and an eighth of the base and one copy of the file are kept for the reader itself.
         tensors: bytes that tensors may have, by their shapes.
         steps: see `Limits.objects`.
         objects: what is left of them.
@@ -104,7 +104,7 @@ class Meter:
 
     def __init__(self, limits: Limits, file_bytes: int):
         self.limits = limits
-        self.memory = limits.allowance(file_bytes) - limits.base_bytes // 4
+        self.memory = limits.allowance(file_bytes) - limits.base_bytes // 8
         self.memory -= min(1, limits.ratio) * file_bytes
         self.tensors = limits.allowance(file_bytes)
         self.steps = self.objects = min(limits.objects, SMALL_OBJECTS + file_bytes)
