@@ -137,7 +137,7 @@ def invert_iter(
     starts = _check_starts(problem, images, starts, solver)
     mesh = Mesh(np.array(jax.devices()[:1]), ("images",)) if mesh is None else mesh
     placed = _Placed.of(mesh)
-    problem = jax.device_put(problem.prepared(), placed.everywhere)
+    problem = placed.put_everywhere(problem.prepared())
     devices = mesh.devices.size
     lanes = starts.shape[1]
     plan = solver.plan(problem, memory)
@@ -190,6 +190,16 @@ class _Placed:
             NamedSharding(mesh, P(axes)),
             NamedSharding(mesh, P()),
         )
+
+    def put_everywhere(self, tree: Any) -> Any:
+        if self.everywhere.is_fully_addressable:
+            return jax.device_put(tree, self.everywhere)
+
+        def put(leaf):
+            leaf = np.float32(leaf) if isinstance(leaf, float) else leaf
+            return _put(np.asarray(jax.device_get(leaf)), self.everywhere)
+
+        return jax.tree.map(put, tree)
 
     def put_lanes(self, array: np.ndarray) -> Array:
         return _put(array, self.lanes)

@@ -82,7 +82,7 @@ def tangents_in_block(problem: Problem, memory: int = DEFAULT_MEMORY) -> int:
     """How many tangents of a problem go through at a time within a memory budget."""
     point = jax.ShapeDtypeStruct((problem.num_unknowns,), jnp.float32)
     target = jax.ShapeDtypeStruct(problem.scheme.generator.image_shape, jnp.float32)
-    each = tangent_bytes(problem.residual, point, target)
+    each = tangent_bytes(lambda x, problem, y: problem.residual(x, y), point, problem, target)
     return block_size(problem.num_unknowns, each, memory)
 
 

@@ -7,7 +7,8 @@ time and a stated amount of memory beyond the rows themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -43,6 +44,7 @@ def jacobian_rows(
     Returns:
       The value (M,), and the rows (K, M).
 
+    >>> import jax.numpy as jnp
     >>> value, rows = jacobian_rows(lambda x: x**2, jnp.arange(3.0), jnp.eye(3), block=2)
     >>> jnp.diag(rows).tolist()
     [0.0, 2.0, 4.0]
@@ -57,32 +59,42 @@ def jacobian_rows(
     return value, jax.lax.map(row, directions, batch_size=block)
 
 
-def tangent_bytes(function: Callable[..., Array], *arguments) -> int:
+def tangent_bytes(function: Callable[..., Array], point: Any, *arguments: Any) -> int:
     """Estimated bytes that one tangent's activations take on their way through a function.
 
     Args:
-      function: of arrays.
-      arguments: arrays or `jax.ShapeDtypeStruct`s; nothing is computed.
+      function: of `point` and further arguments, along which no derivative is taken.
+      point, arguments: arrays or `jax.ShapeDtypeStruct`s, or trees of them; nothing is computed.
 
+    >>> import jax.numpy as jnp
     >>> tangent_bytes(lambda x: jnp.sin(x), jax.ShapeDtypeStruct((1000,), jnp.float32))
     24000
     """
-    jaxpr = jax.make_jaxpr(function)(*arguments)
-    return int(_ALIVE * _largest(jaxpr.jaxpr))
+    jaxpr = jax.make_jaxpr(function)(point, *arguments).jaxpr
+    return int(_ALIVE * _largest(jaxpr, jaxpr.invars[: len(jax.tree.leaves(point))]))
 
 
-def _largest(jaxpr: core.Jaxpr) -> int:
-    """Bytes of operands and results of the largest operation, constants left out."""
-    constants = {id(variable) for variable in jaxpr.constvars}
+def _largest(jaxpr: core.Jaxpr, varying: Sequence[Any]) -> int:
+    """Bytes of operands and results of the largest operation, of what varies with the point."""
+    varying = {variable for variable in varying if isinstance(variable, core.Var)}
     largest = 0
     for equation in jaxpr.eqns:
-        inner = [_largest(sub) for sub in core.jaxprs_in_params(equation.params)]
+        moved = [isinstance(v, core.Var) and v in varying for v in equation.invars]
+        if not any(moved):
+            continue
+        varying.update(equation.outvars)
+        inner = 0
+        for sub in core.jaxprs_in_params(equation.params):
+            matched = len(sub.invars) == len(moved)
+            inputs = [v for v, m in zip(sub.invars, moved, strict=False) if m or not matched]
+            inner = max(inner, _largest(sub, inputs))
+        operands = [v for v, m in zip(equation.invars, moved, strict=True) if m]
         sizes = [
             int(np.prod(variable.aval.shape)) * variable.aval.dtype.itemsize
-            for variable in [*equation.invars, *equation.outvars]
-            if hasattr(variable.aval, "shape") and id(variable) not in constants
+            for variable in [*operands, *equation.outvars]
+            if hasattr(variable.aval, "shape")
         ]
-        largest = max([largest, *inner] if inner else [largest, sum(sizes)])
+        largest = max(largest, inner or sum(sizes))
     return largest
 
 

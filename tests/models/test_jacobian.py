@@ -40,7 +40,7 @@ def _abstract_problem(config):
     generator = StyleGAN2Generator.create("abstract", config, params)
     shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     size = config.w_dim
-    basis = Basis(shape((size,)), shape((size, size)), shape((size, size)), shape((size,)))
+    basis = Basis(shape((size,)), shape((size, size)), shape((size, size)), shape((size,)), 2)
     return Problem(Scheme(generator, basis, shape(()), 64, size - 64))
 
 

@@ -95,7 +95,8 @@ class Adam:
         point = jax.ShapeDtypeStruct((problem.num_unknowns,), jnp.float32)
         target = jax.ShapeDtypeStruct(problem.scheme.generator.image_shape, jnp.float32)
         # A dozen layers' activations are alive when the backward pass begins.
-        return 4 * tangent_bytes(problem.cost, point, target)
+        each = tangent_bytes(lambda x, problem, y: problem.cost(x, y), point, problem, target)
+        return 4 * each
 
     def plan(self, problem: Problem, memory: int) -> int:
         """Nothing to plan."""

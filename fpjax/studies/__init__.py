@@ -1,0 +1,1 @@
+"""Studies: what directions, strength and key length buy, before and after inverting."""
