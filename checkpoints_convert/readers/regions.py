@@ -117,6 +117,8 @@ class BytesBacking:
 class StoredBacking:
     """An archive entry as it lies in the file, compared with its CRC-32 when first read."""
 
+    __slots__ = ("checked", "crc", "name", "packed")
+
     def __init__(self, packed: "Region", crc: int, name: str):
         self.packed, self.crc, self.name, self.checked = packed, crc, name, False
 
@@ -130,7 +132,7 @@ class StoredBacking:
         if self.checked:
             return self.peek(start, stop)
         whole = self.packed.array()  # a part of this, and no map of its own, saves page faults
-        if zlib.crc32(whole) != self.crc:
+        if zlib.crc32(whole.data) != self.crc:
             raise another_crc(self.name, self.path)
         self.checked = True
         return whole[start:stop]
