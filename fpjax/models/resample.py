@@ -1,14 +1,16 @@
 """FIR resampling and the 3x3 convolutions that change resolution, in polyphase form.
 
 An up-sampling layer of StyleGAN2 inserts zeros, convolves with a 3x3 kernel and smooths with a FIR
-filter. Three quarters of those products are with zeros, and the gradient of a dilated convolution
-has no fast path on CPU. Here the two kernels are composed into one, split by output phase, and
-applied as a single dense 3x3 convolution followed by a pixel shuffle: the same numbers, and every
-derivative is again a dense convolution. Down-sampling is the mirror image.
+filter. Three quarters of those products are with zeros, and a convolution of a dilated image has no
+fast path on CPU. Here each phase of the output (its even or odd rows, its even or odd columns) is
+convolved with the taps that it meets, and the filter combines the phases: the same numbers from the
+fewest products, and every derivative is again a dense convolution. Down-sampling is the mirror
+image.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -18,43 +20,16 @@ from fpjax.models.layers import convolve
 from fpjax.models.parameters import Array
 
 
-def pixel_shuffle(x: Array) -> Array:
-    """Spreads (B, H, W, 4C), phases (row, column) outermost in the channels, to (B, 2H, 2W, C).
-
-    >>> pixel_shuffle(jnp.arange(4.0).reshape(1, 1, 1, 4))[0, :, :, 0].tolist()
-    [[0.0, 1.0], [2.0, 3.0]]
-    """
-    batch, height, width, channels = x.shape
-    x = x.reshape(batch, height, width, 2, 2, channels // 4)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, channels // 4)
-
-
-def pixel_unshuffle(x: Array) -> Array:
-    """Gathers (B, 2H, 2W, C) to (B, H, W, 4C); the inverse of `pixel_shuffle`.
-
-    >>> pixel_unshuffle(jnp.arange(4.0).reshape(1, 2, 2, 1)).tolist()
-    [[[[0.0, 1.0, 2.0, 3.0]]]]
-    """
-    batch, height, width, channels = x.shape
-    x = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // 2, width // 2, 4 * channels)
-
-
 def _taps(fir: Sequence[float], gain: float) -> list[float]:
     # Python numbers, which take the type of the arrays they multiply.
     return [gain * float(tap) / float(sum(fir)) for tap in fir]
 
 
-def _compose(weight: Array, fir: Sequence[float], gain: float) -> Array:
-    """Full convolution of each 3x3 kernel (HWIO) with the outer product of a 4-tap filter: 6x6."""
-    fir = _taps(fir, gain)
-    for axis in (0, 1):
-        taps = [
-            jnp.pad(weight, [(t, 3 - t) if a == axis else (0, 0) for a in range(4)])
-            for t in range(4)
-        ]
-        weight = sum(fir[t] * taps[t] for t in range(4))
-    return weight
+def _interleave(phases: Sequence[Sequence[Array]]) -> Array:
+    """Two by two images (B, H, W, C), by parity of row and column, as one (B, 2H, 2W, C)."""
+    batch, height, width, channels = phases[0][0].shape
+    rows = [jnp.stack(columns, axis=3) for columns in phases]
+    return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, channels)
 
 
 def conv2d_up(x: Array, weight: Array, fir: Sequence[float]) -> Array:
@@ -63,7 +38,7 @@ def conv2d_up(x: Array, weight: Array, fir: Sequence[float]) -> Array:
     Args:
       x: (B, H, W, C_in).
       weight: (3, 3, C_in, C_out), applied as a transposed convolution (stride 2).
-      fir: (4,) taps of the separable filter; its sum does not matter.
+      fir: 4 taps of the separable filter; its sum does not matter.
 
     Returns:
       (B, 2H, 2W, C_out).
@@ -71,10 +46,27 @@ def conv2d_up(x: Array, weight: Array, fir: Sequence[float]) -> Array:
     >>> conv2d_up(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5)), (1, 3, 3, 1)).shape
     (1, 8, 8, 5)
     """
-    kernel = _compose(weight[::-1, ::-1], fir[::-1], gain=2.0)
-    # Output row 2i sees the odd taps (inputs i-1, i, i+1), row 2i+1 the even ones.
-    phases = [kernel[1 - row :: 2, 1 - col :: 2] for row in (0, 1) for col in (0, 1)]
-    return pixel_shuffle(convolve(x, jnp.concatenate(phases, axis=-1)))
+    height, width = x.shape[1:3]
+    # Row 2i of the convolution meets the outer taps (pixels i - 1 and i), row 2i + 1 the middle
+    # one. Padded by one pixel, even rows are 0 to 2H and odd ones -1 to 2H + 1.
+    pad = ((1, 1), (1, 1))
+    phases = [
+        [convolve(x, kernel, padding=pad) for kernel in (rows[:, ::-2], rows[:, 1:2])]
+        for rows in (weight[::-2], weight[1:2])
+    ]
+    taps = _taps(fir, gain=2.0)[::-1]
+
+    def smooth(row, column):
+        total = 0.0
+        for (i, a), (j, b) in itertools.product(
+            enumerate(taps, row - 1), enumerate(taps, column - 1)
+        ):
+            top, left = (i + 1) // 2, (j + 1) // 2
+            phase = phases[i % 2][j % 2]
+            total += a * b * phase[:, top : top + height, left : left + width]
+        return total
+
+    return _interleave([[smooth(row, column) for column in (0, 1)] for row in (0, 1)])
 
 
 def conv2d_down(x: Array, weight: Array, fir: Sequence[float]) -> Array:
@@ -83,10 +75,24 @@ def conv2d_down(x: Array, weight: Array, fir: Sequence[float]) -> Array:
     >>> conv2d_down(jnp.ones((1, 8, 8, 2)), jnp.ones((3, 3, 2, 5)), (1, 3, 3, 1)).shape
     (1, 4, 4, 5)
     """
-    kernel = _compose(weight, fir, gain=1.0)
-    c_in, c_out = kernel.shape[2:]
-    kernel = kernel.reshape(3, 2, 3, 2, c_in, c_out).transpose(0, 2, 1, 3, 4, 5)
-    return convolve(pixel_unshuffle(x), kernel.reshape(3, 3, 4 * c_in, c_out))
+    height, width = x.shape[1] // 2, x.shape[2] // 2
+    padded = jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    taps = _taps(fir, gain=1.0)
+
+    def smooth(row, column):
+        # Of the smoothed image, the rows 2i + row and the columns 2j + column that are needed.
+        last_row, last_column = 2 * (height - row) + 1, 2 * (width - column) + 1
+        total = 0.0
+        for (i, a), (j, b) in itertools.product(enumerate(taps, row), enumerate(taps, column)):
+            total += a * b * padded[:, i : i + last_row : 2, j : j + last_column : 2]
+        return total
+
+    # Even rows meet the outer taps of the kernel, odd ones the middle tap; columns likewise.
+    return sum(
+        convolve(smooth(row, column), weight[row::2, column::2], padding="VALID")
+        for row in (0, 1)
+        for column in (0, 1)
+    )
 
 
 def upsample_2d(x: Array, fir: Sequence[float]) -> Array:
@@ -95,14 +101,14 @@ def upsample_2d(x: Array, fir: Sequence[float]) -> Array:
     >>> upsample_2d(jnp.ones((1, 4, 4, 3)), (1, 3, 3, 1)).shape
     (1, 8, 8, 3)
     """
-    fir = _taps(fir, gain=2.0)[::-1]
+    taps = _taps(fir, gain=2.0)[::-1]
     for axis in (1, 2):
         pad = [(1, 1) if a == axis else (0, 0) for a in range(4)]
         before, centre, after = (
             lax.slice_in_dim(jnp.pad(x, pad), t, t + x.shape[axis], axis=axis) for t in range(3)
         )
-        even = fir[0] * before + fir[2] * centre
-        odd = fir[1] * centre + fir[3] * after
+        even = taps[0] * before + taps[2] * centre
+        odd = taps[1] * centre + taps[3] * after
         shape = list(x.shape)
         shape[axis] *= 2
         x = jnp.stack([even, odd], axis=axis + 1).reshape(shape)
@@ -115,12 +121,12 @@ def downsample_2d(x: Array, fir: Sequence[float]) -> Array:
     >>> downsample_2d(jnp.ones((1, 8, 8, 3)), (1, 3, 3, 1)).shape
     (1, 4, 4, 3)
     """
-    fir = _taps(fir, gain=1.0)[::-1]
+    taps = _taps(fir, gain=1.0)[::-1]
     for axis in (1, 2):
         pad = [(1, 1) if a == axis else (0, 0) for a in range(4)]
         padded, size = jnp.pad(x, pad), x.shape[axis]
         x = sum(
-            fir[t] * lax.slice_in_dim(padded, t, t + size - 1, stride=2, axis=axis)
+            taps[t] * lax.slice_in_dim(padded, t, t + size - 1, stride=2, axis=axis)
             for t in range(4)
         )
     return x
