@@ -10,8 +10,10 @@ image.
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 from jax import lax
@@ -23,6 +25,12 @@ from fpjax.models.parameters import Array
 def _taps(fir: Sequence[float], gain: float) -> list[float]:
     # Python numbers, which take the type of the arrays they multiply.
     return [gain * float(tap) / float(sum(fir)) for tap in fir]
+
+
+def _weighted_sum(taps: Sequence[float], term: Callable[[int, int], Array]) -> Array:
+    """Sum of taps[s] * taps[t] * term(s, t): both passes of a separable filter in one."""
+    pairs = itertools.product(enumerate(taps), repeat=2)
+    return functools.reduce(operator.add, [a * b * term(s, t) for (s, a), (t, b) in pairs])
 
 
 def _interleave(phases: Sequence[Sequence[Array]]) -> Array:
@@ -56,15 +64,12 @@ def conv2d_up(x: Array, weight: Array, fir: Sequence[float]) -> Array:
     ]
     taps = _taps(fir, gain=2.0)[::-1]
 
+    def term(i, j):
+        top, left = (i + 1) // 2, (j + 1) // 2
+        return phases[i % 2][j % 2][:, top : top + height, left : left + width]
+
     def smooth(row, column):
-        total = 0.0
-        for (i, a), (j, b) in itertools.product(
-            enumerate(taps, row - 1), enumerate(taps, column - 1)
-        ):
-            top, left = (i + 1) // 2, (j + 1) // 2
-            phase = phases[i % 2][j % 2]
-            total += a * b * phase[:, top : top + height, left : left + width]
-        return total
+        return _weighted_sum(taps, lambda s, t: term(row - 1 + s, column - 1 + t))
 
     return _interleave([[smooth(row, column) for column in (0, 1)] for row in (0, 1)])
 
@@ -81,18 +86,20 @@ def conv2d_down(x: Array, weight: Array, fir: Sequence[float]) -> Array:
 
     def smooth(row, column):
         # Of the smoothed image, the rows 2i + row and the columns 2j + column that are needed.
-        last_row, last_column = 2 * (height - row) + 1, 2 * (width - column) + 1
-        total = 0.0
-        for (i, a), (j, b) in itertools.product(enumerate(taps, row), enumerate(taps, column)):
-            total += a * b * padded[:, i : i + last_row : 2, j : j + last_column : 2]
-        return total
+        rows, columns = 2 * (height - row) + 1, 2 * (width - column) + 1
+
+        def term(s, t):
+            i, j = row + s, column + t
+            return padded[:, i : i + rows : 2, j : j + columns : 2]
+
+        return _weighted_sum(taps, term)
 
     # Even rows meet the outer taps of the kernel, odd ones the middle tap; columns likewise.
-    return sum(
+    parts = [
         convolve(smooth(row, column), weight[row::2, column::2], padding="VALID")
-        for row in (0, 1)
-        for column in (0, 1)
-    )
+        for row, column in itertools.product((0, 1), repeat=2)
+    ]
+    return functools.reduce(operator.add, parts)
 
 
 def upsample_2d(x: Array, fir: Sequence[float]) -> Array:
@@ -125,8 +132,9 @@ def downsample_2d(x: Array, fir: Sequence[float]) -> Array:
     for axis in (1, 2):
         pad = [(1, 1) if a == axis else (0, 0) for a in range(4)]
         padded, size = jnp.pad(x, pad), x.shape[axis]
-        x = sum(
+        terms = [
             taps[t] * lax.slice_in_dim(padded, t, t + size - 1, stride=2, axis=axis)
             for t in range(4)
-        )
+        ]
+        x = functools.reduce(operator.add, terms)
     return x
