@@ -165,8 +165,7 @@ def _sha256(text: str) -> str:
 def run(arguments: list[str]) -> int:
     """Runs one command line (without the program's name) and returns its exit code."""
     for stream in (sys.stdout, sys.stderr):
-        # A name that the terminal cannot show is no error.
-        if isinstance(stream, io.TextIOWrapper):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is no error
             stream.reconfigure(errors="backslashreplace")
     try:
         flags = parser().parse_args(arguments)

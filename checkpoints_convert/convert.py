@@ -134,16 +134,16 @@ def check_sha256(source: Recognised, expected: str | None) -> None:
         return
     if not re.fullmatch(r"[0-9a-fA-F]{8,64}", expected):
         raise ValueError("sha256: expected 8 to 64 hexadecimal digits")
-    first, *others = source.files
+    file, *others = source.files
     if others:
         raise ConversionError(
-            f"a SHA-256 is of one file, and this conversion reads {len(source.files)}: convert "
+            f"a SHA-256 is of one file, and this conversion reads {1 + len(others)}: convert "
             "without --sha256 and compare those in config.json"
         )
-    actual = first.sha256()
+    actual = file.sha256()
     if not actual.startswith(expected.lower()):
         raise ConversionError(
-            f"{printable(source.files[0].path)} has SHA-256 {actual}, not {expected.lower()}: it "
+            f"{printable(file.path)} has SHA-256 {actual}, not {expected.lower()}: it "
             "is another file, or damaged; get it again"
         )
 

@@ -1,4 +1,4 @@
-"""Configuration files beside checkpoints: JSON and YAML of strangers, read within bounds.
+"""Values of strangers' configuration files, which `readers.settings_files` parses within bounds.
 
 A value is taken by one of the functions below, which say what was expected and describe what was
 there; nothing of a stranger's file is used before its type and range are known.
@@ -6,22 +6,13 @@ there; nothing of a stranger's file is used before its type and range are known.
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import stat
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from checkpoints_convert.describe import describe
-from checkpoints_convert.printable import printable
 from checkpoints_convert.table import ConversionError
 
-JSON_BYTES = 2 << 20
-"""Of a config.json, or of the index of a model in several files."""
-YAML_BYTES = 64 << 10
-"""PyYAML makes about a kilobyte of objects of each value; published files have 3 KiB."""
 MAX_ITEMS = 16  # of a list: one for each level of a network
 
 
@@ -124,75 +115,3 @@ def below(document: Any, *names: str) -> Mapping[str, Any]:
     for name in names:
         document = document.get(name) if isinstance(document, Mapping) else None
     return document if isinstance(document, Mapping) else {}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
-
-    Raises:
-        ConversionError: if it holds something else, or is larger than 2 MiB.
-    """
-    try:
-        value = json.loads(_text(path, JSON_BYTES))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, ConversionError):
-            raise
-        raise ConversionError(f"{_shown(path)}: no JSON: {printable(error, 200)}") from error
-    if not isinstance(value, dict):
-        raise ConversionError(
-            f"{_shown(path)}: expected a JSON object, found a {type(value).__name__}"
-        )
-    return value
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping, read by PyYAML's safe loader; nothing in it is run.
-
-    Aliases are refused: merging them again and again makes gigabytes of a few lines.
-
-    Raises:
-        ConversionError: if it holds something else, is larger than 64 KiB, or PyYAML is not
-            installed.
-    """
-    try:
-        import yaml
-    except ModuleNotFoundError as error:
-        raise ConversionError(
-            f"{_shown(path)}: reading a config.yaml needs PyYAML (pip install pyyaml); "
-            "--resolution, --num-head-channels and the other flags say the same without it"
-        ) from error
-
-    class Loader(yaml.SafeLoader):
-        def compose_node(self, parent, index):
-            if self.check_event(yaml.AliasEvent):
-                raise yaml.YAMLError("an alias (*name): write the values out")
-            return super().compose_node(parent, index)
-
-    text = _text(path, YAML_BYTES)
-    try:
-        value = yaml.load(text, Loader)  # a subclass of the safe loader
-    except (yaml.YAMLError, RecursionError, ValueError, ArithmeticError, TypeError) as error:
-        reason = printable(" ".join(str(error)[:1000].split()), 300)
-        raise ConversionError(f"{_shown(path)}: no YAML: {reason}") from error
-    if not isinstance(value, dict):
-        raise ConversionError(f"{_shown(path)}: expected a mapping, found a {type(value).__name__}")
-    return value
-
-
-def _text(path: Path, most: int) -> str:
-    # Without waiting: opening a pipe that nobody writes to would never come back.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ConversionError(f"{_shown(path)}: no regular file")
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise ConversionError(f"{_shown(path)}: over {most >> 10:,} KiB: no config file")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ConversionError(f"{_shown(path)}: no UTF-8 text") from error
-
-
-def _shown(path: Path) -> str:
-    return printable(path)

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from checkpoints_convert.describe import describe
-from checkpoints_convert.modules import is_module, modules_in, state_dict
+from checkpoints_convert.modules import attributes_of, modules_in
 from checkpoints_convert.printable import name as shown_name
 from checkpoints_convert.printable import names as shown_names
-from checkpoints_convert.readers import Checkpoint, CheckpointError, is_persistent
+from checkpoints_convert.readers import Checkpoint, CheckpointError, is_module, is_persistent
 from checkpoints_convert.readers.nvidia import mapping as items_of
 from checkpoints_convert.readers.tree import label
 from checkpoints_convert.request import Request, without_effect
@@ -41,6 +41,9 @@ ACCOMPANYING = re.compile(
     r"|callbacks|loops|latent_avg|w_avg|mean_latent|path_\w+|mean_path\w*|pl_mean|logvar"
 )
 """First part, beyond what it shares with the network, of the names that may lie beside one."""
+
+
+MAX_NETWORKS = 100  # of one kind in one file
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ class Found:
 
 
 def tensors_of(file: Checkpoint) -> Found:
-    """A file's tensors by dotted name, with or without its optimizer's, modules' included."""
+    """A file's tensors by dotted name, with or without its optimizer's, and what modules keep."""
     try:
         tensors: dict[str, Any] = dict(file.tensors())
     except CheckpointError:
@@ -110,11 +113,9 @@ def tensors_of(file: Checkpoint) -> Found:
         below = file.tensors("state_dict")
         tensors = {f"state_dict.{name}": tensor for name, tensor in below.items()}
     attributes: dict[str, Any] = {}
-    for place, module in modules_in(file.tree, file.limits):
+    for place, module in modules_in(file.tree):
         start = f"{place}." if place else ""
-        own, plain = state_dict(module)
-        tensors |= {start + name: tensor for name, tensor in own.items()}
-        attributes |= {start + name: value for name, value in plain.items()}
+        attributes |= {start + name: value for name, value in attributes_of(module).items()}
     return Found(file, tensors, attributes=attributes)
 
 
@@ -133,6 +134,8 @@ def at(found: Found, request: Request, *anchors: str) -> Found | None:
     prefixes = [start for start in starts if all(start + other in found.all for other in anchors)]
     if not prefixes:
         return None
+    if len(prefixes) > MAX_NETWORKS:
+        raise ConversionError(f"a file of {len(prefixes):,} networks: save the one that is meant")
     if len(prefixes) == 1 and _unnamed_averages(replace(found, prefix=prefixes[0])):
         # Beside averages of whatever form, the only network with names has the raw weights.
         if request.weights == "ema":

@@ -1,5 +1,7 @@
 """Names of strangers' files on a terminal: one line, and nothing that could steer it."""
 
+from fpjax.data.text import printable as text_of_strangers
+
 NAME_CHARACTERS = 200
 
 
@@ -15,8 +17,7 @@ def printable(text: object, limit: int = 4096) -> str:
     a\\nverified: all \\x1b[2J
     """
     line = str(text)
-    line = line if len(line) <= limit else line[:limit] + "..."
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return text_of_strangers(line if len(line) <= limit else line[:limit] + "...")
 
 
 def name(text: str) -> str:

@@ -77,7 +77,9 @@ def recognised(
         parts = (Part("", conversion.architecture, config_to_json(config), plan),)
     origins = found.origins if origins is None else origins
     taken = set(origins.values())
-    outside = f"not below {found.place!r}, where the network is"
+    outside = "no tensor of the network, or not of the weights that are used"
+    if found.prefix:
+        outside = f"not below {found.place!r}, where the network is"
     beside = tuple((name, outside) for name in found.all if found.origin(name) not in taken)
     return Recognised(
         kind,

@@ -214,7 +214,7 @@ def convert(
         if not matches:
             problems.append(f"no rule for source tensor {name(source)} {shape}")
             continue
-        if getattr(getattr(tensors[source], "dtype", None), "kind", "f") in "biucSUOmM":
+        if not _is_float(tensors[source]):
             dtype = tensors[source].dtype
             problems.append(f"source tensor {name(source)} {shape} is of {dtype}, expected floats")
         if len(matches) > 1 or reasons:
@@ -228,7 +228,7 @@ def convert(
         targets = [match.expand(template).replace(".", "/") for template in templates]
         try:
             given = [part.shape for part in _parts(available[rule.transform](_dummy(shape)))]
-        except (ValueError, IndexError) as error:
+        except (ValueError, IndexError, ArithmeticError) as error:
             problems.append(f"{name(source)} {shape} does not suit {rule.transform}: {error}")
             filled.update((target, source) for target in targets)
             continue
@@ -323,6 +323,20 @@ def as_numpy(tensor: Any) -> np.ndarray:
     return np.asarray(tensor.numpy() if callable(getattr(tensor, "numpy", None)) else tensor)
 
 
+def real_numbers(tensor: Any, what: str) -> np.ndarray:
+    """A small tensor's values in float64, for what a conversion computes with.
+
+    Raises:
+      ConversionError: if they are no real floating-point numbers.
+
+    >>> real_numbers(np.ones(2, np.float16), "betas")
+    array([1., 1.])
+    """
+    if not _is_float(tensor):
+        raise ConversionError(f"{what} is of {tensor.dtype}, expected floats")
+    return as_numpy(tensor).astype(np.float64)
+
+
 def select(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """The tensors whose names start with `prefix`, with the prefix removed.
 
@@ -339,6 +353,11 @@ def select(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 def _layer(source: str, target: str, transform: str, bias: bool) -> list[Rule]:
     rules = [Rule(rf"{source}\.weight", f"{target}/weight", transform)]
     return rules + [Rule(rf"{source}\.bias", f"{target}/bias")] * bias
+
+
+def _is_float(tensor: Any) -> bool:
+    # bfloat16 and its like have no kind of their own in NumPy.
+    return getattr(getattr(tensor, "dtype", None), "kind", "f") not in "biucSUOmM"
 
 
 def _shape(leaf: Any) -> tuple[int, ...]:

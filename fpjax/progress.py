@@ -115,12 +115,18 @@ def _bar(stream: IO[str], stage: str, total: int):
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+    class Lasting(Console):
+        """By default rich ends the process, and takes its standard output with it."""
+
+        def on_broken_pipe(self) -> None:
+            raise  # the BrokenPipeError that is being handled
+
     bar = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
         TextColumn("{task.fields[timing]}", markup=False),
-        console=Console(file=stream),
+        console=Lasting(file=stream),
         auto_refresh=False,
         transient=True,
         redirect_stdout=False,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from checkpoints_convert.documents import below, choice, flag, integer, number, read_yaml
+from checkpoints_convert.documents import below, choice, flag, integer, number
 from checkpoints_convert.found import (
     Found,
     at,
@@ -24,9 +24,19 @@ from checkpoints_convert.publishers.compvis_first_stage import FirstStageOptions
 from checkpoints_convert.publishers.compvis_unet import UNetOptions
 from checkpoints_convert.readers.nvidia import mapping as items_of
 from checkpoints_convert.readers.nvidia import plain
+from checkpoints_convert.readers.settings_files import read_yaml
 from checkpoints_convert.recognised import Recognised, recognised
 from checkpoints_convert.request import Request, without_effect
-from checkpoints_convert.table import Conversion, ConversionError, Ignorable, convert, select, under
+from checkpoints_convert.table import (
+    Conversion,
+    ConversionError,
+    Ignorable,
+    as_numpy,
+    convert,
+    real_numbers,
+    select,
+    under,
+)
 from fpjax.models import autoencoder, diffusion, unet
 from fpjax.models.diffusion import MAX_TIMESTEPS, BetaSchedule
 from fpjax.models.layers import MAX_SIZE
@@ -375,8 +385,9 @@ def _schedule(tensors: Mapping[str, Any], stated: Stated) -> tuple[dict[str, Any
 def _scalar(tensor: Any, name: str) -> float:
     if tuple(tensor.shape) not in ((), (1,)):
         raise ConversionError(f"{name} has shape {tuple(tensor.shape)}: expected one number")
-    value = tensor.numpy() if hasattr(tensor, "numpy") else np.asarray(tensor)
-    value = compvis_unet.shortest(np.asarray(value, np.float32).reshape(()))
+    whole = getattr(tensor, "dtype", np.dtype(float)).kind in "iu"  # a config that says 1
+    number_of = as_numpy(tensor) if whole else real_numbers(tensor, name)
+    value = compvis_unet.shortest(number_of.reshape(()))
     if not 0 < value < np.inf:
         raise ConversionError(f"{name} {value}: expected a positive number")
     return value

@@ -23,12 +23,12 @@ from checkpoints_convert.table import (
     Ignorable,
     Rule,
     Transform,
-    as_numpy,
     conv,
     conv1x1,
     convert,
     linear,
     norm,
+    real_numbers,
 )
 from fpjax.models import unet
 from fpjax.models.diffusion import MAX_TIMESTEPS, DiffusionConfig
@@ -320,7 +320,7 @@ def schedule_values(tensor: Any, name: str) -> np.ndarray:
             f"{name} has shape {shape}: expected one number for each of 1 to {MAX_TIMESTEPS:,} "
             "timesteps"
         )
-    return as_numpy(tensor).astype(np.float64)
+    return real_numbers(tensor, name)
 
 
 def shortest(value: Any) -> float:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints_convert.describe import describe
-from checkpoints_convert.documents import below, read_json
+from checkpoints_convert.documents import below
 from checkpoints_convert.found import Found, at, check_alone, check_averages, tensors_of
 from checkpoints_convert.printable import name as shown_name
 from checkpoints_convert.printable import printable
@@ -27,6 +27,7 @@ from checkpoints_convert.publishers.diffusers_autoencoder import (
 )
 from checkpoints_convert.publishers.diffusers_unet import convert_unet
 from checkpoints_convert.readers import read
+from checkpoints_convert.readers.settings_files import read_json
 from checkpoints_convert.recognised import Recognised, recognised
 from checkpoints_convert.request import NoOptions, Request
 from checkpoints_convert.table import ConversionError

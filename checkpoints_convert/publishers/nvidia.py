@@ -16,6 +16,7 @@ from checkpoints_convert.describe import describe
 from checkpoints_convert.documents import choice, number, unexpected
 from checkpoints_convert.found import Found, at, check_alone, check_averages, choose
 from checkpoints_convert.printable import name as shown_name
+from checkpoints_convert.printable import names as shown_names
 from checkpoints_convert.publishers.stylegan2 import (
     MAPPING_LR_MULTIPLIER,
     MAX_SIDES,
@@ -103,6 +104,8 @@ def from_persistent(file: Checkpoint, request: Request) -> Recognised | None:
         settings[key] = {**_kwargs(kwargs, key), **stored}
     conversion = convert_generator(tensors, settings, options.mapping_lr_multiplier)
     notes = (f"the weights of {shown_name(chosen)} are used",) if chosen else ()
+    if others := [name for name in named if name != chosen]:
+        notes += (f"other networks of the file are left out: {shown_names(others)}",)
     origins = {name: (file.path, f"{chosen}.{name}".lstrip(".")) for name in tensors}
     return recognised(kind, Found(file, {}), conversion, notes, (), origins)
 

@@ -39,6 +39,7 @@ from checkpoints_convert.table import (
     as_numpy,
     convert,
     linear,
+    real_numbers,
 )
 from fpjax.models import stylegan2
 from fpjax.models.layers import MAX_DEPTH
@@ -307,8 +308,8 @@ def _average_latent(
         start = f"{names.mapping}.{i + 1}"
         if f"{start}.bias" not in tensors or tensors[f"{start}.bias"].shape != (config.w_dim,):
             raise ConversionError(f"{start}.bias is missing or not of {config.w_dim} values")
-        weight = as_numpy(tensors[f"{start}.weight"]).astype(np.float64)
-        bias = as_numpy(tensors[f"{start}.bias"]).astype(np.float64)
+        weight = real_numbers(tensors[f"{start}.weight"], f"{start}.weight")
+        bias = real_numbers(tensors[f"{start}.bias"], f"{start}.bias")
         scale = config.mapping_lr_multiplier / np.sqrt(weight.shape[1])
         layers.append((weight.T * scale, bias * config.mapping_lr_multiplier))
     total = np.zeros(config.w_dim)

@@ -53,7 +53,7 @@ def refuse(found: Found) -> None:
         if all(any(regex.fullmatch(name) for name in found.all) for regex in compiled):
             raise ConversionError(f"{what}")
     diffusers.refuse_shard(found)
-    if modules := modules_in(found.file.tree, found.file.limits):
+    if modules := modules_in(found.file.tree):
         place, module = modules[0]
         kind = f"{shown_name(module.module)}.{shown_name(module.name)}"
         where = f" below {shown_name(place)!r}" if place else ""

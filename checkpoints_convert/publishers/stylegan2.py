@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from checkpoints_convert.describe import describe
-from checkpoints_convert.table import ConversionError, as_numpy
+from checkpoints_convert.table import ConversionError, real_numbers
 from fpjax.models import stylegan2
 from fpjax.models.layers import MAX_DEPTH
 
@@ -101,7 +101,7 @@ def check_mapping(layers: Sequence[tuple[int, int]], w_dim: int, *, z_dim: Any =
     if type(z_dim) is int and inputs != z_dim:
         raise ConversionError(
             f"a conditional generator: its mapping network reads {inputs} values, more than the "
-            f"{z_dim} of z that the file states; fpjax has unconditional ones"
+            f"{describe(z_dim, 30)} of z that the file states; fpjax has unconditional ones"
         )
     if z_dim is None and inputs == 2 * w_dim:
         raise ConversionError(
@@ -135,7 +135,7 @@ def fir_taps(filters: Sequence[Any]) -> tuple[float, ...]:
             raise ConversionError(
                 f"a resampling filter of shape {tuple(tensor.shape)}: fpjax has four taps"
             )
-        values = as_numpy(tensor).astype(np.float64).reshape(shape)
+        values = real_numbers(tensor, "a resampling filter").reshape(shape)
         taps = values.sum(axis=0) if values.ndim == 2 else values
         if not np.isfinite(values).all() or not taps[0]:
             raise ConversionError("a resampling filter with a tap of 0, NaN or infinity")

@@ -12,7 +12,14 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from checkpoints_convert.found import Found, at, check_alone, describe_file, tensors_of
+from checkpoints_convert.found import (
+    Found,
+    at,
+    check_alone,
+    check_averages,
+    describe_file,
+    tensors_of,
+)
 from checkpoints_convert.printable import printable
 from checkpoints_convert.publishers.compvis_first_stage import shapes_of
 from checkpoints_convert.readers import read
@@ -56,6 +63,7 @@ def from_files(found: Found, request: Request) -> Recognised | None:
         return None
     options = request.read(KIND, TaesdOptions, files=("encoder",), weights=here.weighted)
     check_alone(here)
+    check_averages(here, request)
     origins = {f"decoder.{name}": place for name, place in here.origins.items()}
     other, more = None, ()
     if request.encoder is not None:

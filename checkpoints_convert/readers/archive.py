@@ -26,7 +26,7 @@ FULL16, FULL32 = 0xFFFF, 0xFFFFFFFF
 ENCRYPTED = 0x2041  # encrypted, strongly encrypted, or masked headers
 SIZES_FOLLOW = 0x0008
 STORED, DEFLATED = 0, 8
-ENTRY_COST = 2000  # bytes of memory that an entry takes here, beside its name
+ENTRY_COST = 1000  # bytes of memory that an entry takes here, beside its name
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def read_archive(region: Region, meter: Meter) -> dict[str, Region]:
     data = region.array().data
     start, stop, count = _directory(data)
     meter.count(count)
-    meter.make(count * ENTRY_COST + 8 * (stop - start))
+    meter.make(count * ENTRY_COST + 4 * (stop - start))
     entries = _central_entries(data, start, stop, count)
     checked = has_checksums(entries)
     contents: dict[str, Region] = {}

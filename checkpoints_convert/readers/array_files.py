@@ -111,7 +111,7 @@ def _cost_of_json(text: bytes) -> int:
     width = 1 if text.isascii() and b"\\u" not in text else 4  # one wide character widens all
     objects, lists, items = (text.count(mark) for mark in (b"{", b"[", b","))
     strings = text.count(b'"') // 2
-    return (1 + 2 * width) * len(text) + 500 * objects + 120 * lists + 48 * items + 130 * strings
+    return (1 + 2 * width) * len(text) + 350 * objects + 110 * lists + 48 * items + 130 * strings
 
 
 def _json(text: bytes) -> Any:

@@ -12,6 +12,7 @@ from checkpoints_convert.describe import describe
 from checkpoints_convert.readers.regions import Region
 from checkpoints_convert.readers.tensors import (
     INT64_MAX,
+    TENSOR_COST,
     TORCH_DTYPES,
     LazyTensor,
     Storage,
@@ -23,6 +24,7 @@ from checkpoints_convert.readers.tree import Global, Opaque
 
 NODE_COST = 300  # bytes of memory that a container takes, with its place in `tree.measure`,
 ELEMENT_COST = 136  # and one of its elements, where a set has most
+RECORD_COST = 700  # that an Opaque takes, with its arguments
 NESTED_COST = 200  # operations that reading one nested file counts for,
 NESTED_BYTES = 16_384  # and one more for so many bytes of it
 
@@ -191,11 +193,13 @@ def _ordered_dict(machine, args):
 @builder("collections.defaultdict")
 def _default_dict(machine, args):
     _expect(machine, len(args) <= 1, "defaultdict", args)
+    machine.meter.make(NODE_COST)
     return {}
 
 
 @builder("builtins.dict")
 def _empty_dict(machine, args):
+    machine.meter.make(NODE_COST)
     return NotImplemented if args else {}
 
 
@@ -246,6 +250,7 @@ def _reconstruct(machine, args):
     """An object as protocols 0 and 1 write it: (class, base, base's value) becomes the class."""
     if not args or type(args[0]) is not Global:
         return NotImplemented
+    machine.meter.make(RECORD_COST)
     cls, rest = args[0], args[1:]
     result = Opaque(cls.module, cls.name)
     base = str(rest[0]) if len(rest) == 2 and type(rest[0]) is Global else ""
@@ -280,6 +285,7 @@ def _reconstruct_array(machine, args):
     """An array that BUILD fills."""
     if not args or args[0] != Global("numpy", "ndarray"):
         return NotImplemented
+    machine.meter.make(2 * TENSOR_COST)  # it may never be filled
     array = LazyTensor.pending()
     machine.pending[id(array)] = array
     return array

@@ -16,7 +16,7 @@ from checkpoints_convert.readers.array_files import (
     read_npz,
     read_safetensors,
 )
-from checkpoints_convert.readers.limits import CheckpointError, Limits, Meter
+from checkpoints_convert.readers.limits import CheckpointError, Limits, Meter, one_line
 from checkpoints_convert.readers.names import flatten
 from checkpoints_convert.readers.regions import FileBacking, Region
 from checkpoints_convert.readers.tensors import LazyTensor
@@ -122,10 +122,10 @@ def _unpacked_archive(path: str) -> str | None:
     if os.path.basename(path) == DATA:
         candidates = [os.path.dirname(path)]
     elif os.path.isdir(path):
-        with contextlib.suppress(OSError):
-            with os.scandir(path) as entries:
-                inside = [entry.path for entry in itertools.islice(entries, 2)]
-            candidates = [path, *inside] if len(inside) == 1 else [path]
+        inside: list[str] = []
+        with contextlib.suppress(OSError), os.scandir(path) as entries:
+            inside = [entry.path for entry in itertools.islice(entries, 2)]
+        candidates = [path, *inside] if len(inside) == 1 else [path]
     else:
         return None
     wanted = (DATA, "data")  # the pickle, and the folder of the storages
@@ -139,7 +139,7 @@ def _zip_again(folder: str, path: str) -> CheckpointError:
     return CheckpointError(
         "a torch archive that was unpacked",
         "the archive in one file",
-        f"zip it again: {describe(again, 4096)[1:-1]}",
+        f"zip it again: {one_line(again)}",
         path,
     )
 

@@ -28,9 +28,13 @@ class CheckpointError(FpjaxError, ValueError):
         self.found, self.expected, self.advice, self.path = found, expected, advice, path
 
     def __str__(self) -> str:
-        path = describe(self.path, 4096)[1:-1]  # a name may hold a newline or worse
-        where = f"{path}: " if self.path else ""
+        where = f"{one_line(self.path)}: " if self.path else ""
         return f"{where}found {self.found}; expected {self.expected}; {self.advice}"
+
+
+def one_line(path: str) -> str:
+    """A path as it is, or escaped if it holds a newline or worse."""
+    return path if path.isprintable() else repr(path)[1:-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +93,7 @@ class Meter:
     Attributes:
         limits: the limits themselves.
         memory: bytes that objects, text and unpacked entries may take. Costs are counted upwards,
-            and a quarter of the base and one copy of the file are kept for the reader itself.
+            and an eighth of the base and one copy of the file are kept for the reader itself.
         tensors: bytes that tensors may have, by their shapes.
         steps: see `Limits.objects`.
         objects: what is left of them.
@@ -100,7 +104,7 @@ class Meter:
 
     def __init__(self, limits: Limits, file_bytes: int):
         self.limits = limits
-        self.memory = limits.allowance(file_bytes) - limits.base_bytes // 4
+        self.memory = limits.allowance(file_bytes) - limits.base_bytes // 8
         self.memory -= min(1, limits.ratio) * file_bytes
         self.tensors = limits.allowance(file_bytes)
         self.steps = self.objects = min(limits.objects, SMALL_OBJECTS + file_bytes)

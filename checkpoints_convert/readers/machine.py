@@ -11,10 +11,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from checkpoints_convert.readers.builders import (
-    BUILDERS,
-    UNSUPPORTED,
-)
+from checkpoints_convert.readers.builders import BUILDERS, RECORD_COST, UNSUPPORTED
 from checkpoints_convert.readers.limits import CheckpointError, Meter, over_limit
 from checkpoints_convert.readers.regions import Region
 from checkpoints_convert.readers.tensors import LazyTensor, Storage
@@ -25,7 +22,8 @@ NUMBER_BYTES = 1024  # of one integer; torch's magic number has 10
 NAME_BYTES = 1024  # of a module or class name
 KEY_NODES = 64  # of a tuple used as a dict key
 PAIR_COST = 104  # bytes of memory that a dict takes for a key and its value
-RECORD_COST = 700  # and that an Opaque takes, with its arguments and its place in `tree.measure`
+SLOT_COST = 190  # that a memo slot takes out of the row,
+BUILT_COST = 100  # and that a builder's small results take, beside what it counts itself
 DECODING = 8  # bytes that decoding a byte of text may take at its peak
 UNESCAPING = 4  # and a byte of a quoted string
 PLAIN_KEYS = (str, int, bool, bytes, type(None))
@@ -60,7 +58,8 @@ class Machine:
         self.load_nested, self.persistent = load_nested, persistent
         self.stack: list = []
         self.marks: list[list] = []
-        self.memo: dict[int, Any] = {}
+        self.memo: list = []  # picklers number the slots one after another
+        self.scattered: dict[int, Any] = {}  # slots of other numbers
         self.pending: dict[int, LazyTensor] = {}
         self.done = False
 
@@ -154,13 +153,22 @@ class Machine:
 
     def remember(self, index: int) -> None:
         """Store the top of the stack in a memo slot."""
-        self.memo[index] = self.top()
+        if index < len(self.memo):
+            self.memo[index] = self.top()
+        elif index == len(self.memo):
+            self.memo.append(self.top())
+            self.scattered.pop(index, None)
+        else:
+            self.meter.make(SLOT_COST)
+            self.scattered[index] = self.top()
 
     def recall(self, index: int) -> Any:
         """What a memo slot holds."""
-        if index not in self.memo:
+        if index < len(self.memo):
+            return self.memo[index]
+        if index not in self.scattered:
             raise self.error(f"memo slot {index}", "a slot stored before")
-        return self.memo[index]
+        return self.scattered[index]
 
     def key(self, value: Any) -> Any:
         """`value` if it may be hashed cheaply.
@@ -191,17 +199,19 @@ class Machine:
         """What calling `function` would give: a builder's value or an Opaque."""
         if type(args) is not tuple or (kwargs is not None and type(kwargs) is not dict):
             raise self.error(f"arguments as a {type(args).__name__}", "a tuple and a dict")
-        self.meter.make(RECORD_COST)
         if type(function) is Opaque:
+            self.meter.make(RECORD_COST)
             return Opaque("", "<call of an object>", (function, args), kwargs or {})
         if type(function) is not Global:
             raise self.error(f"a call of a {type(function).__name__}", "a global")
         name = str(function)
         builder = BUILDERS.get(name)
         if builder is not None and not kwargs:
+            self.meter.make(BUILT_COST)
             value = builder(self, args)
             if value is not NotImplemented:
                 return value
+        self.meter.make(RECORD_COST)
         reason = UNSUPPORTED.get(name, "")
         return Opaque(function.module, function.name, args, kwargs or {}, unsupported=reason)
 

@@ -285,7 +285,7 @@ _ACTIONS: dict[bytes, Callable[[Machine], Any]] = {
     b"p": lambda m: m.remember(_slot(m)),  # PUT
     b"q": lambda m: m.remember(m.unsigned(1)),  # BINPUT
     b"r": lambda m: m.remember(m.unsigned(4)),  # LONG_BINPUT
-    b"\x94": lambda m: m.remember(len(m.memo)),  # MEMOIZE
+    b"\x94": lambda m: m.remember(len(m.memo) + len(m.scattered)),  # MEMOIZE
     b"a": _append,
     b"e": _appends,
     b"s": _setitem,
@@ -304,7 +304,7 @@ ACTIONS = {code[0]: act for code, act in _ACTIONS.items()}
 # What an opcode takes of the memory, in bytes, beside the text, pairs and elements that it is
 # given: a place on the stack, and mostly an object. The sizes are CPython's, rounded up.
 _COSTS = dict.fromkeys(b".012Q\x80\x95ga", 24) | dict.fromkeys(b"NK\x88\x89)h", 24)
-_COSTS |= dict.fromkeys(b"t\x85\x86\x87]l}d\x8f\x91", NODE_COST)
-_COSTS |= dict.fromkeys(b"pqr\x94", 160)
-_COSTS |= {ord("("): 120}
+_COSTS |= dict.fromkeys(b"pqr\x94", 24) | {ord("("): 100}
+_COSTS |= dict.fromkeys(b"t\x85\x86\x87", 240) | dict.fromkeys(b"]l}d", NODE_COST)
+_COSTS |= dict.fromkeys(b"\x8f\x91", 450)  # sets
 COSTS = [_COSTS.get(code, 80) for code in range(256)]

@@ -117,6 +117,8 @@ class BytesBacking:
 class StoredBacking:
     """An archive entry as it lies in the file, compared with its CRC-32 when first read."""
 
+    __slots__ = ("checked", "crc", "name", "packed")
+
     def __init__(self, packed: "Region", crc: int, name: str):
         self.packed, self.crc, self.name, self.checked = packed, crc, name, False
 

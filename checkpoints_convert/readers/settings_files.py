@@ -13,7 +13,7 @@ from checkpoints_convert.describe import describe
 from checkpoints_convert.readers.limits import CheckpointError, Limits
 from checkpoints_convert.readers.regions import FileBacking
 
-JSON_BYTES = 1 << 20
+JSON_BYTES = 2 << 20  # the index of a model in many files may have hundreds of kilobytes
 YAML_BYTES = 1 << 16
 PLAIN = "a file of settings, as their publisher wrote it"
 
@@ -22,10 +22,10 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     """The object that a JSON file holds.
 
     Raises CheckpointError, and nothing else, for a file that is missing, no regular file, over
-    1 MiB, no UTF-8 text or no JSON, that names something twice, or holds something else.
+    2 MiB, no UTF-8 text or no JSON, that names something twice, or holds something else.
 
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "config.json"
+    >>> import pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "config.json"
     >>> _ = path.write_text('{"sample_size": 32}')
     >>> read_json(path)
     {'sample_size': 32}

@@ -14,7 +14,7 @@ from checkpoints_convert.readers.regions import Region
 
 MAX_DIMENSIONS = 64  # NumPy's own bound
 INT64_MAX = (1 << 63) - 1
-TENSOR_COST = 500  # bytes of memory that a tensor and its storage take before they are read
+TENSOR_COST = 300  # bytes of memory that a tensor and its storage take before they are read
 
 TORCH_DTYPES = {
     **dict.fromkeys(("float64", "double"), "float64"),
@@ -139,7 +139,7 @@ class LazyTensor:
         # Views share bytes of the file and strides of 0 repeat them: their sum is bounded.
         claimed = math.prod(size for size in shape if size) * itemsize
         meter.tensor(claimed)
-        meter.make(TENSOR_COST + 80 * len(shape))
+        meter.make(TENSOR_COST + 16 * len(shape))
         if claimed > INT64_MAX:
             raise CheckpointError(f"a tensor of {describe(claimed)} bytes", "at most 2**63 - 1")
         if 0 not in shape:

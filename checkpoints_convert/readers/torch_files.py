@@ -15,7 +15,7 @@ STREAM_VERSION = 1001
 DATA = "data.pkl"
 TYPED_STORAGES = {"torch", "torch.storage", "torch.cuda"}
 WHOLE = "a file that torch.save wrote"
-STORAGE_COST = 700  # bytes of memory that a storage takes before it is read
+STORAGE_COST = 400  # bytes of memory that a storage takes before it is read
 
 
 def read_torch_zip(entries: dict[str, Region], meter: Meter, nesting: int = 0) -> Any:

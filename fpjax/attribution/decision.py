@@ -23,7 +23,13 @@ from jaxtyping import Array, Float, Int, Shaped, UInt8
 from fpjax.attribution.registry import Registry, RegistryError
 from fpjax.attribution.tails import SoftTails, combine_tests, family_wise, matching_tail
 from fpjax.errors import InputError
-from fpjax.fingerprint.keys import Levels, hamming_distances, pack_words
+from fpjax.fingerprint.keys import (
+    Levels,
+    as_bits,
+    hamming_distances,
+    pack_words,
+    unpack_words,
+)
 from fpjax.fingerprint.scheme import Scheme
 from fpjax.inversion.driver import invert
 from fpjax.inversion.observation import Observation
@@ -120,7 +126,8 @@ def decide(
     Args:
       solution: of B images.
       users: N names.
-      keys: (N, L) registered bits.
+      keys: registered keys, (N, L) uint8 bits, or (N, W) uint64 words as `pack_words` makes them
+        and a registry holds them.
       levels: what symbols the solution's information is about.
       max_noise_ratio: residual up to which the generator explains an image.
       false_positive_rate: family-wise, for one image, all N keys and both statistics.
@@ -130,17 +137,14 @@ def decide(
     """
     _check_rate(false_positive_rate)
     length = solution.keys.shape[1]
-    keys = np.asarray(keys, np.uint8)
-    if keys.shape != (len(users), length) and len(users):
-        raise InputError(f"keys have shape {keys.shape}: expected ({len(users)}, {length}) bits")
-    words = pack_words(keys) if len(users) else None
+    words = _words(keys, len(users), length)
     verdicts = []
     for i, bits in enumerate(solution.keys):
         ratio = float(solution.noise_ratio[i])
         finite = solution.status[i] != Status.NOT_FINITE
         explained = finite and ratio <= max_noise_ratio
         unexplained = Reason.NOT_EXPLAINED if finite else Reason.NOT_FINITE
-        if words is None or not finite:
+        if len(users) == 0 or not finite:
             reason = Reason.NOBODY_REGISTERED if explained else unexplained
             verdicts.append(Verdict(None, reason, 0, length, 1.0, ratio, explained))
             continue
@@ -148,7 +152,7 @@ def decide(
         best = int(differing.argmin())
         p_value = _family_wise(float(matching_tail(length, length - differing[best])), len(users))
         if p_value > _DECISIVE * false_positive_rate:
-            best, p_value = _soft(solution, i, keys, levels, best, p_value)
+            best, p_value = _soft(solution, i, words, levels, best, p_value)
         named = p_value <= false_positive_rate
         reason = Reason.NO_KEY_CLOSE_ENOUGH if explained else unexplained
         verdicts.append(
@@ -166,13 +170,22 @@ def decide(
     return verdicts
 
 
+def _words(keys: np.ndarray, num: int, length: int) -> np.ndarray:
+    """Registered keys as packed words (N, W), or what is wrong with them."""
+    keys = np.asarray(keys)
+    shape = (num, -(-length // 64)) if keys.dtype == np.uint64 else (num, length)
+    if num and keys.shape != shape:
+        raise InputError(f"keys have shape {keys.shape}: expected {shape} for {length} bits")
+    return keys if keys.dtype == np.uint64 else pack_words(as_bits(keys, "keys"))
+
+
 def _family_wise(p: float, num_keys: int) -> float:
     """Over all keys, and over the two statistics that are looked at."""
     return float(combine_tests(family_wise(p, num_keys), 1.0))
 
 
 def _soft(
-    solution: Solution, image: int, keys: np.ndarray, levels: Levels, best: int, p_value: float
+    solution: Solution, image: int, words: np.ndarray, levels: Levels, best: int, p_value: float
 ) -> tuple[int, float]:
     """The better of the best key by matching bits and the best by soft score, with its p-value."""
     if solution.information is None or solution.linear is None:
@@ -181,6 +194,7 @@ def _soft(
     if not (np.isfinite(information).all() and np.isfinite(linear).all()):
         return best, p_value
     tails = SoftTails(information, linear, levels=levels)
+    keys = unpack_words(words, len(linear))
     likeliest = int(tails.energies(keys)[0].argmin())
     p_soft = _family_wise(float(tails.p_values(keys[likeliest : likeliest + 1])[0, 0]), len(keys))
     return (likeliest, p_soft) if p_soft < p_value else (best, p_value)
@@ -248,7 +262,7 @@ def attribute(
     calibration = scheme.calibration
     verdicts = None
     if registry is not None:
-        users, keys = registry.keys()
+        users, keys = registry.words()
         limit = 1.5
         if calibration is not None and calibration.observation == problem.observation.name:
             limit = calibration.max_noise_ratio

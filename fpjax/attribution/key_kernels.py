@@ -47,7 +47,8 @@ def tile_distances(words, queries, *, key_length: int):
     groups = words.reshape(-1, MATCHING_ROWS, COLUMNS * width)
 
     def distances(some, query):
-        ones = jax.lax.population_count(some ^ jnp.tile(query, COLUMNS)).astype(counter)
+        row = jnp.tile(query, COLUMNS).reshape((1,) * (some.ndim - 1) + (-1,))
+        ones = jax.lax.population_count(some ^ row).astype(counter)
         if width > 1:
             ones = jnp.sum(ones.reshape(*ones.shape[:-1], COLUMNS, width), -1, dtype=counter)
         return jnp.min(ones, axis=-2)
@@ -77,7 +78,7 @@ class SoftBound(NamedTuple):
     E(k) >= constant + 1/2 sum_j (forms_j k)^2 - linear k, up to `margin` in float32.
 
     Attributes:
-      forms: (B, L, m + 1) float32; the last one is the linear term.
+      forms: (B, L, m + 1) float32, the largest last but for the very last, the linear term.
       constant: (B,) float64.
       margin: (B,) float64, bound on the rounding error.
     """
@@ -86,13 +87,18 @@ class SoftBound(NamedTuple):
     constant: np.ndarray
     margin: np.ndarray
 
+    def keep(self, num_forms: int) -> SoftBound:
+        """The bound by the `num_forms` largest forms only."""
+        return self._replace(forms=self.forms[:, :, self.forms.shape[2] - 1 - num_forms :])
 
-def soft_bound(quadratic: Quadratic, num_forms: int) -> SoftBound:
-    """The energy with all but the `num_forms` largest eigenvalues of its quadratic part left out.
+
+def soft_bound(quadratic: Quadratic) -> SoftBound:
+    """Bounds of energies by as many forms as there are symbols, with which they are equalities.
 
     A diagonal D is worth the same for every key, since symbols square to 1. As much as keeps S - D
-    positive semi-definite is counted whole (in the proportions of 1 / (S^-1)_ii, which is exact for
-    a diagonal S); of the rest, what is left out is at least 0. With m = L nothing is.
+    positive semi-definite is counted whole (in the proportions of 1 / (S^-1)_ii, which leaves
+    nothing of a diagonal S); the forms are the eigenvectors of the rest, and what `keep` leaves out
+    is at least 0.
     """
     information, linear, offset = quadratic
     length = linear.shape[1]
@@ -104,15 +110,12 @@ def soft_bound(quadratic: Quadratic, num_forms: int) -> SoftBound:
     roots = np.sqrt(shares)
     ratio = np.linalg.eigvalsh(regular / roots[:, :, None] / roots[:, None, :])[:, 0]
     diagonal = ratio.clip(0)[:, None] * shares - lift[:, None]
-    rest = information - diagonal[:, :, None] * identity
-    values, vectors = np.linalg.eigh(rest)
+    values, vectors = np.linalg.eigh(information - diagonal[:, :, None] * identity)
     negative = (-values[:, 0]).clip(0)  # by rounding
-    chosen = slice(length - num_forms, length)
-    kept = np.sqrt(np.maximum(values[:, None, chosen], 0.0)) * vectors[:, :, chosen]
-    forms = np.concatenate([kept, linear[:, :, None]], axis=2)
+    forms = np.concatenate([np.sqrt(values.clip(0))[:, None] * vectors, linear[:, :, None]], axis=2)
     constant = offset + diagonal.sum(1) / 2 - negative * length / 2
     sizes = np.abs(forms).sum(1)
-    error = 2 * (length + num_forms + 4) * float(np.finfo(np.float32).eps)
+    error = 4 * (length + 2) * float(np.finfo(np.float32).eps)
     margin = error * ((sizes[:, :-1] ** 2).sum(1) + sizes[:, -1])
     return SoftBound(forms.astype(np.float32), constant, margin)
 

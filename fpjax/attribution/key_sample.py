@@ -8,8 +8,8 @@ heuristic of Veach & Guibas, 1995), so that weighted frequencies are unbiased fo
 whatever the proposals are, and no weight exceeds their number.
 
 The sample depends on the image's information alone, not on any key or score: its randomness is the
-SHA-256 digest of those numbers. The same numbers give the same sample on every machine's CPU up to
-rounding.
+SHA-256 digest of those numbers. It is drawn on the host's CPU whatever the default device is, so
+that a verdict does not depend on the accelerator, up to rounding.
 """
 
 from __future__ import annotations
@@ -92,9 +92,10 @@ def draw_key_sample(quadratic: Quadratic, image: int, num_samples: int) -> KeySa
     information, linear = quadratic.information[image], quadratic.linear[image]
     mixture = proposals(information, linear)
     generator = np.random.Philox(key=_digest(information, linear, num_samples))
-    # Independent draws from the mixture: how many fall to each proposal is random too.
-    counts = np.random.Generator(generator).multinomial(
-        num_samples, np.full(NUM_PROPOSALS, 1 / NUM_PROPOSALS)
+    # Independent draws from the mixture: how many fall to each proposal is random too. Only the raw
+    # stream is used, which NumPy promises not to change.
+    counts = np.bincount(
+        (generator.random_raw(num_samples) % NUM_PROPOSALS).astype(np.intp), minlength=NUM_PROPOSALS
     )
     labels, used = _chunks(counts, num_samples)
     length = len(linear)

@@ -20,14 +20,16 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from fpjax.attribution.key_kernels import COLUMNS, MATCHING_ROWS, tile_keys
-from fpjax.fingerprint.stored import StoredKeys
+from fpjax.fingerprint.stored import KeySource, StoredKeys
 
-BLOCK_SIZE = 1 << 20
-"""Keys a block: 8 MiB at 64 bits, about a millisecond."""
+BLOCK_SIZE = 1 << 21
+"""Keys a block: 16 MiB at 64 bits, about a millisecond for one image."""
 GROUP = MATCHING_ROWS * COLUMNS
 """Blocks are multiples of this many keys."""
-_PIECE = 1 << 20
-"""Keys looked at one by one at a time."""
+_PIECE = 1 << 17
+"""Keys looked at one by one at a time: 64 MiB of symbols in float64 at 64 bits."""
+_RESULTS = 1 << 24
+"""Bounds that a block may have."""
 
 Progress = Callable[[int, int], None]
 Bounds = Callable[[Any], Any]
@@ -64,6 +66,12 @@ class BestKeys:
         if self.revoked.size and not 0 <= self.revoked[0] <= self.revoked[-1] < total:
             raise ValueError(f"revoked keys lie beyond the {total} there are")
         self.compared = total - len(self.revoked)
+        if count == 0 or self.compared == 0:
+            raise ValueError(
+                "there are no images to search for"
+                if count == 0
+                else f"all {total} keys are revoked: none is left to search"
+            )
         self.pairs = count * total
         self.examined = 0
         kept = min(num_best, self.compared)
@@ -78,7 +86,7 @@ class BestKeys:
         """Takes in keys of distinct indices; those already there, and revoked ones, are ignored."""
         places = np.searchsorted(self.revoked, indices)
         places = np.minimum(places, max(0, len(self.revoked) - 1))
-        new = ~np.isin(indices, self.indices[image])
+        new = (indices[:, None] != self.indices[image]).all(1)
         if len(self.revoked):
             new &= self.revoked[places] != indices
         scores = np.concatenate([self.scores[image], scores[new]])
@@ -104,7 +112,8 @@ class KeyScan:
         if threads is not None and threads < 1:
             raise ValueError(f"threads is {threads}: expected at least 1")
         self.source, self.best, self.rows, self.mesh = source, best, rows, mesh
-        self.size = min(block_size, -(-len(source) // unit) * unit)
+        most = _RESULTS * rows // len(best.scores) // unit * unit
+        self.blocks = _plan(source, min(block_size, max(unit, most)), unit)
         on_host = mesh is None and jax.default_backend() == "cpu"
         self.threads = threads or ((os.cpu_count() or 1) if on_host else 1)
         self.progress = progress
@@ -112,27 +121,38 @@ class KeyScan:
     def run(self, bounds: Bounds, exact: Exact, *, as_uint64: bool) -> None:
         """Puts the best keys of the source into `best`; words are uint32, or uint64 if possible."""
         total = len(self.source)
-        for start, words, found in self._blocks(bounds, as_uint64):
-            self._merge(start, words, found, exact)
+        if total <= GROUP:  # not worth compiling for: no tile is excluded
+            nothing = np.full((len(self.best.scores), GROUP // self.rows), -np.inf)
+            self._merge(0, self._words(0, GROUP, as_uint64), nothing, exact)
             if self.progress:
-                self.progress(min(start + self.size, total), total)
+                self.progress(total, total)
+            return
+        done = 0
+        for start, size, words, found in self._computed(bounds, as_uint64):
+            self._merge(start, words, found, exact, ties=start < done)
+            done = min(max(done, start + size), total)
+            if self.progress:
+                self.progress(done, total)
 
-    def _blocks(self, bounds, as_uint64) -> Iterator[tuple[int, Any, np.ndarray]]:
-        """Yields (first key, words on host or device, bounds (B, tiles)) in order."""
+    def _computed(self, bounds, as_uint64) -> Iterator[tuple[int, int, Any, np.ndarray]]:
+        """Yields (first key, keys, words on host or device, bounds (B, tiles)) in order."""
 
-        def one(start):
-            words = self._words(start, as_uint64)
-            return start, words, np.asarray(bounds(words))
+        def one(block: tuple[int, int]):
+            start, size = block
+            if self.mesh is None:
+                words = self._words(start, size, as_uint64)
+            else:
+                words = self._shared(self.mesh, start, size, as_uint64)
+            return start, size, words, np.asarray(bounds(words))
 
-        starts = range(0, len(self.source), self.size)
-        if self.threads == 1 or len(starts) == 1:
-            yield from map(one, starts)
+        if self.threads == 1 or len(self.blocks) < 4:
+            yield from map(one, self.blocks)
             return
         pool = concurrent.futures.ThreadPoolExecutor(self.threads)
         pending: collections.deque[concurrent.futures.Future] = collections.deque()
         try:
-            for start in starts:
-                pending.append(pool.submit(one, start))
+            for block in self.blocks:
+                pending.append(pool.submit(one, block))
                 if len(pending) > 2 * self.threads:
                     yield pending.popleft().result()
             while pending:
@@ -141,34 +161,30 @@ class KeyScan:
             # An interruption waits for the blocks that are being computed, not for those in line.
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _words(self, start: int, as_uint64: bool):
+    def _words(self, start: int, size: int, as_uint64: bool):
         if as_uint64 and isinstance(self.source, StoredKeys):
-            words = self.source.words64(start, self.size)
-        elif self.mesh is None or isinstance(self.source, StoredKeys):
-            words = self.source.words(start, self.size)
-        else:
-            return self._shards(start)
-        if self.mesh is None:
-            return words
-        with jax.enable_x64(True) if as_uint64 else contextlib.nullcontext():
-            return jax.device_put(words, _sharding(self.mesh))
+            return self.source.words64(start, size)
+        return self.source.words(start, size)
 
-    def _shards(self, start: int):
-        """Derived keys, each part made on the device that searches it."""
-        assert self.mesh is not None
-        devices = list(self.mesh.devices.flat)
-        part = self.size // len(devices)
+    def _shared(self, mesh: jax.sharding.Mesh, start: int, size: int, as_uint64: bool):
+        """Words over the mesh: stored ones in parts, derived ones made on each device."""
+        sharding = jax.sharding.NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        if isinstance(self.source, StoredKeys):
+            with jax.enable_x64(True) if as_uint64 else contextlib.nullcontext():
+                return jax.device_put(self._words(start, size, as_uint64), sharding)
+        devices = list(mesh.devices.flat)
+        part = size // len(devices)
         parts = []
         for i, device in enumerate(devices):
             with jax.default_device(device):
                 parts.append(jax.device_put(self.source.words(start + i * part, part), device))
-        shape = (self.size, parts[0].shape[1])
-        return jax.make_array_from_single_device_arrays(shape, _sharding(self.mesh), parts)
+        shape = (size, parts[0].shape[1])
+        return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
-    def _merge(self, start: int, words, bounds: np.ndarray, exact) -> None:
+    def _merge(self, start: int, words, bounds: np.ndarray, exact, ties: bool = False) -> None:
         limits = self.best.limits()
-        # Later keys lose ties; tiles of the same block may hold earlier ones.
-        active = bounds < limits[:, None]
+        # Later keys lose ties, earlier ones win them.
+        active = bounds <= limits[:, None] if ties else bounds < limits[:, None]
         if not active.any():
             return
         words = np.asarray(words)
@@ -200,8 +216,24 @@ class KeyScan:
                 self.best.merge(image, scores[rows[mine], columns[mine]], found[mine])
 
 
-def _sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
-    return jax.sharding.NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+def _plan(source: KeySource, block_size: int, unit: int) -> list[tuple[int, int]]:
+    """(first key, keys) of each block, of few sizes, since each is compiled.
+
+    Blocks of derived keys have one size. Stored keys are read where they are, which XLA does at
+    multiples of 64 bytes only: blocks begin at the first such address, and the few keys before and
+    after them come last, in small blocks that are copied (keys in two blocks are counted once).
+    """
+    total = len(source)
+    size = min(block_size, -(-total // unit) * unit)
+    if not isinstance(source, StoredKeys):
+        return [(start, size) for start in range(0, total, size)]
+    row, address = source.packed.strides[0], source.packed.ctypes.data
+    first = next((i for i in range(64) if (address + i * row) % 64 == 0), 0)
+    end = first + (total - first) // unit * unit
+    blocks = [(start, min(size, end - start)) for start in range(first, end, size)]
+    blocks += [(end, unit)] * (end < total)
+    blocks += [(0, unit)] * (first > 0)
+    return blocks
 
 
 def on_mesh(kernel, mesh, words, queries, key_length: int):

@@ -75,6 +75,11 @@ def check_user(user: str) -> str:
             f"the user's name {user[:20]!r}... has {len(user)} characters: at most "
             f"{MAX_USER_LENGTH} are kept"
         )
+    kinds = "".join(unicodedata.category(character)[0] for character in user)
+    if kinds[0] == "M" or "MMMM" in kinds:
+        raise RegistryError(
+            f"the user's name {user!a} has marks that would be drawn over other text"
+        )
     if "  " in user:
         raise RegistryError(f"the user's name {user!r} has two spaces where one can be seen")
     plain = unicodedata.normalize("NFKC", user)

@@ -17,6 +17,7 @@ import numpy as np
 from fpjax.attribution.key_kernels import (
     MATCHING_ROWS,
     SOFT_ROWS,
+    SoftBound,
     soft_bound,
     tile_distances,
     tile_energies,
@@ -42,8 +43,14 @@ from fpjax.fingerprint.energy import (
 from fpjax.fingerprint.packed import num_words, pack_keys, unpack_keys
 from fpjax.fingerprint.stored import KeySource, StoredKeys, as_uint64
 
-_FORMS = (4, 8, 16, 32)
-_SAMPLE = 1 << 13
+__all__ = ["KeySource", "Ranking", "StoredKeys", "search_matching", "search_soft"]
+
+_STEP = 8
+"""Numbers of linear forms that are tried are multiples of it: each is compiled anew."""
+_SAMPLE = 1 << 12
+_SAMPLED_IMAGES = 32
+_EXACT_COST = 20.0
+"""Cost of exact arithmetic on a tile's keys, over that of as many linear forms in the loop."""
 
 
 def search_matching(
@@ -73,7 +80,8 @@ def search_matching(
       `Ranking` with numbers of matching bits.
 
     Raises:
-      ValueError: for bits of another length than the keys', or settings out of range.
+      ValueError: for bits of another length than the keys', no images, no keys that aren't
+        revoked, or settings out of range.
 
     >>> keys = StoredKeys.from_bits(np.array([[0, 0, 0], [1, 1, 0], [1, 1, 1]]))
     >>> found = search_matching(keys, np.array([[1, 1, 1]]), num_best=2)
@@ -86,7 +94,7 @@ def search_matching(
         raise ValueError(
             f"bits have shape {bits.shape}: the keys have {length}, expected (B, {length})"
         )
-    queries = StoredKeys(pack_keys(bits), length).words64(0, len(bits))
+    queries = as_uint64(pack_keys(bits))
 
     def bounds(words):
         with jax.enable_x64(True):
@@ -134,7 +142,7 @@ def search_soft(
       `Ranking` with energies.
 
     Raises:
-      ValueError: for information of another length than the keys', or settings out of range.
+      ValueError: for information of another length than the keys', and as `search_matching`.
 
     >>> keys = StoredKeys.from_bits(np.array([[0, 0, 0], [1, 1, 0], [1, 0, 1]]))
     >>> search_soft(keys, np.eye(3), np.array([1.0, 0.1, -0.5]), num_best=2).indices.tolist()
@@ -170,13 +178,13 @@ def search_soft(
     for image, indices in enumerate(near.indices):
         found = _key_bits(source, indices)
         best.merge(image, energies(_one(quadratic, image), found)[0], indices)
-    forms = _choose_forms(source, quadratic, best.limits())
+    bound = _choose_bound(source, quadratic, best.limits())
+    grouped = _grouped(bound.forms)
+    shift = (bound.constant - bound.margin - slack)[:, None]
 
     def bounds(words):
-        found = on_mesh(tile_energies, mesh, words, _grouped(forms.forms), length)
-        return (
-            np.asarray(found, np.float64)[:count] + (forms.constant - forms.margin - slack)[:, None]
-        )
+        found = on_mesh(tile_energies, mesh, words, grouped, length)
+        return np.asarray(found, np.float64)[:count] + shift
 
     def exact(images, words):
         scores = np.empty(words.shape[:2])
@@ -205,20 +213,24 @@ def _key_bits(source: KeySource, indices: np.ndarray) -> np.ndarray:
     return unpack_keys(found, source.key_length)
 
 
-def _choose_forms(source: KeySource, quadratic: Quadratic, limits: np.ndarray):
-    """The bound with the fewest linear forms that excludes most tiles of a sample of keys."""
+def _choose_bound(source: KeySource, quadratic: Quadratic, limits: np.ndarray) -> SoftBound:
+    """The bound that costs least, with what it leaves to exact arithmetic in a sample of keys."""
     length = quadratic.linear.shape[1]
-    size = min(_SAMPLE, len(source))
-    words = np.asarray(source.words(0, GROUP))[:size]
-    symbols = 2.0 * unpack_keys(words, length) - 1.0
-    for num_forms in (*(n for n in _FORMS if n < length), length):
-        bound = soft_bound(quadratic, num_forms)
-        products = symbols @ bound.forms.astype(np.float64)
-        lower = (products[..., :-1] ** 2).sum(-1) / 2 - products[..., -1]
-        lower += (bound.constant - bound.margin)[:, None]
-        if (lower <= limits[:, None]).mean() < 0.25 / SOFT_ROWS:
-            break
-    return bound
+    bound = soft_bound(quadratic)
+    words = np.asarray(source.words(0, GROUP))[: max(SOFT_ROWS, min(_SAMPLE, len(source)))]
+    symbols = 2 * unpack_keys(words, length).astype(np.float32) - 1
+    some = slice(0, _SAMPLED_IMAGES)
+    products = symbols @ bound.forms[some]
+    start = (bound.constant - bound.margin)[some, None] - products[..., -1]
+    sums = np.cumsum(products[..., -2::-1] ** 2, -1) / 2  # the largest forms first
+    best, least = length, np.inf
+    for num_forms in [*range(_STEP, length, _STEP), length]:
+        lower = (start + sums[..., num_forms - 1])[:, : len(words) // SOFT_ROWS * SOFT_ROWS]
+        tiles = lower.reshape(len(lower), -1, SOFT_ROWS).min(2) <= limits[some, None]
+        cost = num_forms + _EXACT_COST * length * tiles.mean()
+        if cost < least:
+            best, least = num_forms, cost
+    return bound.keep(best)
 
 
 def _grouped(forms: np.ndarray) -> np.ndarray:

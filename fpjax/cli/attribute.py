@@ -20,7 +20,7 @@ from fpjax.cli.answers import Answers, file_sha256
 
 def add_arguments(parser: common.Parser) -> None:
     """Arguments of the command."""
-    parser.names.add_argument("images", metavar="IMAGE", nargs="*", help="An image file.")
+    parser.add_name("IMAGE", "An image file.", many=True)
     common.add_scheme_flags(parser)
     common.add_registry_flag(parser)
     flags = parser.flags
@@ -92,11 +92,11 @@ def sentence(verdict, notes: tuple[str, ...] = ()) -> str:
 
 def main(args: argparse.Namespace) -> int:
     """Runs the command."""
-    if not args.images:
+    if not args.names:
         raise common.UsageError("name the images: fpjax attribute IMAGE [IMAGE ...]")
     if args.resume and args.json in (None, "-"):
         raise common.UsageError("--resume goes on with a file of answers: name it with --json")
-    images = list(dict.fromkeys(args.images))
+    images = list(dict.fromkeys(args.names))
     answers = Answers(args.json, resume=args.resume)
 
     import jax

@@ -73,9 +73,15 @@ class Parser(argparse_flags.ArgumentParser):
             **options,
         }
         super().__init__(**options)
-        self.names = self.add_argument_group("Arguments")
+        self._names = self.add_argument_group("Arguments")
         self.flags = self.add_argument_group("Flags")
         self.flags.add_argument("-h", "--help", action="help", help="Show this text.")
+
+    def add_name(self, metavar: str, help: str, *, many: bool = False) -> None:
+        """Takes a name, or `many`, without a flag: `args.name`, or the list `args.names`."""
+        self._names.add_argument(
+            "names" if many else "name", metavar=metavar, nargs="*" if many else "?", help=help
+        )
 
     def error(self, message: str):
         """Raises UsageError."""
@@ -185,7 +191,8 @@ def use_compilation_cache() -> None:
     """Keeps compiled programs between calls, in the user's cache unless JAX is told where."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
+    known = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    if known is None:
         base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         if os.path.isabs(base):  # not so where nobody knows the user's home
             jax.config.update("jax_compilation_cache_dir", os.path.join(base, "fpjax", "jax"))

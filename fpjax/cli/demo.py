@@ -120,7 +120,7 @@ def main(args: argparse.Namespace) -> int:
         key_images, key_plain = jax.random.split(jax.random.key(args.seed))
         made = generate(scheme, key_images, true_keys)
         originals, fingerprinted = made.originals, made.images
-        assert originals is not None  # as for every projected latent
+        assert originals is not None  # alpha is projected
         latents = sample_latents(scheme.generator, key_plain, NUM_WITHOUT_KEY)
         latents = latents.reshape(-1, *scheme.generator.latent_shape)
         plain = to_uint8(decode_images(scheme.generator, latents))
@@ -155,8 +155,9 @@ def main(args: argparse.Namespace) -> int:
                         "attributing", first + done, len(rows)
                     ),
                 )
+                assert found.verdicts is not None  # there is a registry
                 found_keys.extend(found.keys)
-                for row, image, verdict in zip(batch, images, found.verdicts or (), strict=True):
+                for row, image, verdict in zip(batch, images, found.verdicts, strict=True):
                     row.image, row.verdict = image, verdict
 
     count = len(owners)

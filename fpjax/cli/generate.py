@@ -22,7 +22,7 @@ _BATCH = 64
 
 def add_arguments(parser: common.Parser) -> None:
     """Arguments of the command."""
-    parser.names.add_argument("user", metavar="USER", nargs="?", help="Whose key the images carry.")
+    parser.add_name("USER", "Whose key the images carry.")
     common.add_scheme_flags(parser)
     common.add_registry_flag(parser)
     flags = parser.flags
@@ -62,7 +62,7 @@ def add_arguments(parser: common.Parser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Runs the command."""
-    if not args.user:
+    if not args.name:
         raise common.UsageError("name one user: fpjax generate USER")
     if args.resume and args.seed is None:
         raise common.UsageError("--resume goes on with the images of a --seed: name it")
@@ -88,9 +88,9 @@ def main(args: argparse.Namespace) -> int:
     common.use_compilation_cache()
     scheme = common.open_scheme(args)
     with Registry.open(args.registry, scheme_id=scheme.id) as registry:
-        key = registry.key_of(args.user)
+        key = registry.key_of(args.name)
     out.mkdir(parents=True, exist_ok=True)
-    asked = {"scheme": scheme.id, "user": args.user, "seed": seed, "alpha": args.alpha}
+    asked = {"scheme": scheme.id, "user": args.name, "seed": seed, "alpha": args.alpha}
     _keep_record(out / f".{seed}.json", asked, any(there))
     if any(there):
         common.say(f"{sum(there)} of {args.num} images are there already")

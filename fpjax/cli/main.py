@@ -57,8 +57,8 @@ def build_parser() -> Parser:
             parser = commands[""].add_parser(group, description=overview)
             commands[group] = _subcommands(parser, " or ".join(members))
         parser = commands[group].add_parser(last, description=(module.__doc__ or "").strip())
-        module.add_arguments(parser)
         parser.set_defaults(module=module, prog=parser.prog)
+        module.add_arguments(parser)
     return root
 
 
@@ -84,10 +84,11 @@ def _parse(arguments: list[str]):
         args, rest = build_parser().parse_known_args(arguments)
     except flags.Error as error:  # of a flag that another library defines, or --flagfile
         raise UsageError(str(error)) from error
-    if rest and hasattr(args, "images") and not any(word.startswith("-") for word in rest):
+    names = getattr(args, "names", None)
+    if names is not None and not any(word.startswith("-") for word in rest):
         # argparse takes one run of names; those behind a flag are left over.
-        args.images, rest = [*args.images, *rest], []
-    if rest:
+        names.extend(rest)
+    elif rest:
         raise UsageError(f"unknown arguments: {' '.join(rest)}; see {args.prog} --help")
     return args
 

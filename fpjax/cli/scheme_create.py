@@ -137,14 +137,14 @@ def main(args: argparse.Namespace) -> int:
             draft.begin()
             scheme.save(draft.scheme)
         try:
-            scheme = calibrate(
+            calibrated = calibrate(
                 scheme,
                 key_calibration,
                 num_start_images=args.num_start_images,
                 num_inverted_images=args.num_inverted_images,
                 progress=progress,
             )
-            scheme.save(args.out)
+            calibrated.save(args.out)
         except FpjaxError:
             draft.remove()  # the same flags would fail again
             raise
@@ -153,7 +153,7 @@ def main(args: argparse.Namespace) -> int:
             common.say(f"the directions are in {draft.folder}: --resume goes on")
             raise
     draft.remove()
-    calibration = scheme.calibration
+    calibration = calibrated.calibration
     assert calibration is not None
     print(f"wrote {common.shown(args.out)}: scheme {scheme.id[:12]} for {generator.name}")
     print(

@@ -15,7 +15,7 @@ from fpjax.cli import common
 
 def add_arguments(parser: common.Parser) -> None:
     """Arguments of the command."""
-    parser.names.add_argument("users", metavar="NAME", nargs="*", help="A user to register.")
+    parser.add_name("NAME", "A user to register.", many=True)
     common.add_scheme_flags(parser)
     common.add_registry_flag(parser)
     parser.flags.add_argument(
@@ -29,7 +29,7 @@ def add_arguments(parser: common.Parser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Runs the command."""
-    if not args.users:
+    if not args.names:
         raise common.UsageError("name the users to register: fpjax user add NAME [NAME ...]")
     from fpjax.attribution.registry import Registry
     from fpjax.fingerprint.keys import to_hex
@@ -52,7 +52,7 @@ def main(args: argparse.Namespace) -> int:
             minimum_distance=distance,
         )
     with registry:
-        for user in args.users:
+        for user in args.names:
             key = registry.issue(user)
             print(f"{common.shown(user)}  {to_hex(key)}", flush=True)
     return common.EXIT_OK

@@ -79,7 +79,7 @@ def icc_to_srgb(picture: Image.Image, profile: bytes) -> tuple[Image.Image, str]
             ImageCms.Intent.RELATIVE_COLORIMETRIC,
             ImageCms.Flags.NOOPTIMIZE,  # the optimised tables are off by up to 10 levels
         )
-        levels = np.arange(0, 256, 15, np.uint8)
+        levels = np.arange(0, 256, 15).astype(np.uint8)
         if picture.mode == "RGB":
             grid = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(1, -1, 3)
         else:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from fpjax.errors import InputError
 from fpjax.models.generator import Generator, static
 
-Metric = Literal["image", "latent"]
+Metric = Literal["image", "latent", "lpips"]
 
 
 @jax.tree_util.register_dataclass
@@ -38,7 +38,7 @@ class Basis:
         coordinate of 1 changes the image by 1 (root of the summed squares, images in [-1, 1]), so
         that these are standard deviations in image units.
       num_samples: latents it was fitted on.
-      metric: "latent" or "image".
+      metric: "latent", "image" or "lpips".
     """
 
     mean: Float[Array | np.ndarray, " size"]

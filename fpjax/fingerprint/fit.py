@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 from jaxtyping import PRNGKeyArray
 
@@ -28,7 +30,8 @@ def fit_basis(
       key: PRNG key of the draws.
       num_samples: latents for mean and covariance; the published protocol takes 10,000.
       metric: "latent" is PCA, as published. "image" orders directions by how much natural images
-        vary along them for the change they cost; see `image_metric.image_basis`.
+        vary along them for the change they cost; see `image_metric.image_basis`. "lpips" is the
+        same with the change measured by LPIPS-VGG16 (needs `fpjax[lpips]`, colour images).
       num_jacobians: latents that the image metric is averaged over.
       memory: bytes that the tangents of a Jacobian may take; by default 4 GiB.
       progress: called with (Jacobians done, in all).
@@ -39,13 +42,17 @@ def fit_basis(
     Raises:
       InputError: for another metric, or a generator that draws no latents.
     """
-    if metric not in ("image", "latent"):
-        raise InputError(f"metric {metric!r}: choose 'image' or 'latent'")
+    if metric not in ("image", "latent", "lpips"):
+        raise InputError(f"metric {metric!r}: choose 'image', 'latent' or 'lpips'")
     key_latents, key_metric = jax.random.split(key)
     if metric == "latent":
         return pca(sample_latents(generator, key, num_samples))
     latents = sample_latents(generator, key_latents, num_samples)
     at = sample_latents(generator, key_metric, num_jacobians)
-    options = {} if memory is None else {"memory": memory}
+    options: dict[str, Any] = {} if memory is None else {"memory": memory}
+    if metric == "lpips":
+        from fpjax import perceptual
+
+        options["lpips"] = perceptual.load_lpips("vgg")
     gram = image_metric(generator, at, progress=progress, **options)
-    return image_basis(latents, gram)
+    return image_basis(latents, gram, metric)

@@ -123,6 +123,16 @@ def pack_words(bits: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.pad(packed, widths)).view(np.uint64)
 
 
+def unpack_words(words: np.ndarray, length: int) -> np.ndarray:
+    """The inverse of `pack_words`: words (..., W) to bits (..., length) uint8.
+
+    >>> unpack_words(pack_words(np.array([0, 1, 1])), 3)
+    array([0, 1, 1], dtype=uint8)
+    """
+    packed = np.ascontiguousarray(words, np.uint64).view(np.uint8)
+    return np.unpackbits(packed, axis=-1, count=length)
+
+
 def hamming_distances(words: np.ndarray, query: np.ndarray) -> np.ndarray:
     """Number of bits in which packed keys (N, W) differ from a packed query (W,): (N,) int64.
 

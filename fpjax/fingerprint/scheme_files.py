@@ -175,6 +175,8 @@ def _compare_probe(path: Path, generator: Generator, mean: np.ndarray, recorded)
 
 def _read_header(path: Path) -> dict[str, Any]:
     file = path / "scheme.json"
+    if file.exists() and not file.is_file():
+        raise SchemeError(f"{file}: not a regular file")  # a named pipe would be waited for
     try:
         header = json.loads(file.read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError):

@@ -334,6 +334,8 @@ def test_names_are_the_same_however_they_were_typed(path):
         ("ada\u00a0b", "U\\+00A0"),
         ("ada\U000e0061", "U\\+E0061"),
         ("ada  b", "two spaces"),
+        ("\u0301ada", "drawn over other text"),
+        ("a" + "\u0324" * 40, "drawn over other text"),
         ("\u0430da", "mixes Cyrillic and Latin"),
         ("ad\u03b1", "mixes Greek and Latin"),
         ("\uff41da", "write 'ada'"),

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-from fpjax.attribution import tails as tails_module
 from fpjax.attribution.tails import (
     SoftTails,
     combine_tests,
@@ -219,7 +218,3 @@ def test_family_wise_rates_count_the_keys_and_the_tests():
         family_wise(1.5, 2)
     with pytest.raises(ValueError, match="at least one statistic"):
         combine_tests()
-
-
-def test_public_names_exist():
-    assert all(hasattr(tails_module, name) for name in tails_module.__all__)

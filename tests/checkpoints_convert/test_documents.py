@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from checkpoints_convert import documents
+from checkpoints_convert.readers import CheckpointError
+from checkpoints_convert.readers.settings_files import read_json, read_yaml
 from checkpoints_convert.table import ConversionError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -15,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CHILD = """
 import resource, sys
 from pathlib import Path
-from checkpoints_convert import documents
+from checkpoints_convert.readers import CheckpointError
+from checkpoints_convert.readers.settings_files import read_json, read_yaml
 from checkpoints_convert.table import ConversionError
 import yaml
 kind, path = sys.argv[1], Path(sys.argv[2])
@@ -26,11 +29,11 @@ limit = memory + (64 << 20) + 4 * path.stat().st_size
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
 try:
-    document = documents.read_yaml(path) if kind == "yaml" else documents.read_json(path)
+    document = read_yaml(path) if kind == "yaml" else read_json(path)
     if "compvis" in globals():
         compvis.stated_in(document)
     print("read")
-except ConversionError as error:
+except (CheckpointError, ConversionError) as error:
     assert len(str(error)) < 1000, len(str(error))
     print("refused", error)
 """
@@ -74,21 +77,21 @@ INNER = '"unet_config": {"params": {"a": 1}}'
     [
         ("yaml", laughs(), "an alias"),
         ("yaml", merges(), "an alias"),
-        ("yaml", "a: " + "[" * 50_000, "no YAML"),
+        ("yaml", "a: " + "[" * 50_000, "text that cannot be parsed"),
         ("yaml", "a: [" + "b," * 30_000 + "]", "read"),
         ("yaml", "a: " + "1" * 60_000, ""),
-        ("yaml", "? " * 30_000, "no YAML"),
-        ("yaml", "a: !!python/object/apply:os.abort []", "no YAML"),
-        ("yaml", "x" * 100_000, "over 64 KiB"),
-        ("yaml", b"\xff\xfe\x00", "no UTF-8"),
-        ("yaml", "- a", "expected a mapping"),
-        ("json", "[" * 1_000_000, "no JSON"),
-        ("json", '{"a": [' + "[]," * 600_000 + "[]]}", "read"),
-        ("json", '{"a": ' + "9" * 100_000 + "}", "no JSON"),
-        ("json", '{"linear_start": "' + "x" * 1_000_000 + f'", {INNER}}}', "xxx"),
+        ("yaml", "? " * 30_000, "text that cannot be parsed"),
+        ("yaml", "a: !!python/object/apply:os.abort []", "text that cannot be parsed"),
+        ("yaml", "x" * 100_000, "100,000 bytes"),
+        ("yaml", b"\xff\xfe\x00", "text that cannot be parsed"),
+        ("yaml", "- a", "names with values"),
+        ("json", "[" * 900_000, "text that cannot be parsed"),
+        ("json", '{"a": [' + "[]," * 300_000 + "[]]}", "read"),
+        ("json", '{"a": ' + "9" * 100_000 + "}", "text that cannot be parsed"),
+        ("json", '{"linear_start": "' + "x" * 900_000 + f'", {INNER}}}', "xxx"),
         ("json", '{"timesteps": 1' + "0" * 400 + f", {INNER}}}", "an int of"),
-        ("json", " " * (3 << 20), "over 2,048 KiB"),
-        ("json", "[1]", "expected a JSON object"),
+        ("json", " " * (3 << 20), "3,145,728 bytes"),
+        ("json", "[1]", "names with values"),
     ],
 )  # fmt: skip
 def test_documents_take_bounded_memory_and_time(tmp_path, kind, text, said):
@@ -98,8 +101,8 @@ def test_documents_take_bounded_memory_and_time(tmp_path, kind, text, said):
 def test_a_pipe_or_a_device_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "config.json")
     for path in (tmp_path / "config.json", Path("/dev/zero")):
-        for read in (documents.read_json, documents.read_yaml):
-            with pytest.raises(ConversionError, match="no regular file"):
+        for read in (read_json, read_yaml):
+            with pytest.raises(CheckpointError):
                 read(path)
 
 

@@ -162,7 +162,7 @@ def test_a_yaml_file_runs_nothing(tmp_path, lightning, capsys):
     (tmp_path / "c.yaml").write_text(f"a: !!python/object/apply:os.mkdir ['{canary}']\n")
     assert run([str(lightning()), str(tmp_path / "out"), f"--config={tmp_path / 'c.yaml'}"]) == 1
     assert not canary.exists() and not (tmp_path / "out").exists()
-    assert "no YAML" in capsys.readouterr().err
+    assert "text that cannot be parsed" in capsys.readouterr().err
 
 
 def test_first_stages_alone(tmp_path, stage):
@@ -170,8 +170,7 @@ def test_first_stages_alone(tmp_path, stage):
         convert(fixture("compvis_vq_f4_small_random.npz"), tmp_path / "vq")
     )
     check_stage(generator, stage[1])
-    with pytest.raises(ValueError, match="a first stage without a prior"):
-        generator.sample_latents(generator.params, jax.random.key(0), 1)
+    assert generator.sample_latents is None  # a first stage without a prior draws nothing
     with pytest.raises(CheckpointFormatError, match="no prior"):
         fpjax.load_prior(tmp_path / "vq")
     _, arrays = fixture_arrays("compvis_kl_f4_tiny_random.npz")

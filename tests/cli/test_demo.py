@@ -3,13 +3,17 @@
 import json
 
 import numpy as np
+import pytest
 
 from fpjax import zoo
-from fpjax.cli import demo
+from fpjax.attribution.decision import Reason, Verdict
+from fpjax.cli import common, demo
+from fpjax.cli.demo_page import Row, write_page
 from fpjax.cli.main import run
 from fpjax.data.files import load_image
 
 
+@pytest.mark.slow
 def test_the_demo_names_users_and_turns_the_others_away(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "USERS", ("ada", "blaise"))
     monkeypatch.setattr(demo, "IMAGES_PER_USER", 1)
@@ -28,3 +32,37 @@ def test_the_demo_names_users_and_turns_the_others_away(tmp_path, monkeypatch, c
     assert page.count("<img") == 2 * 3 + 2
     original = load_image(out / "originals" / "ada-0.png")
     assert not np.array_equal(original, load_image(out / "images" / "ada-0.png"))
+
+
+def test_the_page_shows_names_as_text(tmp_path):
+    """Whatever a user is called, the page of the owner runs none of it."""
+    name = "<script>alert('x')</script>"
+    verdict = Verdict(name, Reason.ATTRIBUTED, 64, 64, 1e-18, 0.9, True, name)
+    image = np.zeros((4, 4, 3), np.uint8)
+    rows = [Row(tmp_path / "a.png", name, image, image=image, verdict=verdict)]
+    rows.append(Row(tmp_path / "b.png", None, None, name, image, verdict))
+    figures = dict.fromkeys(
+        ("correct_users", "num_images", "exact_keys", "false_attributions", "num_without_key"), 1
+    )
+    write_page(tmp_path / "index.html", rows, {**figures, "psnr_db": 40.0, "seconds": 1.0})
+    page = (tmp_path / "index.html").read_text("utf-8")
+    assert "<script" not in page and page.count("&lt;script&gt;") == 4 + 1  # the alt text too
+    assert page.count('class="right"') == 1 and page.count('class="wrong"') == 1
+    assert "64/64" in page and "1.0e-18" in page and "40.0 dB" in page
+
+
+def test_the_demo_does_not_replace_a_folder_of_other_things(tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("chapter 1")
+    assert run(["demo", f"--out={tmp_path}"]) == 1
+    assert "other things" in capsys.readouterr().err
+    assert (tmp_path / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("flag", ["--out={}/file/demo", "--json={}/file/figures.json"])
+def test_what_could_not_be_written_fails_at_the_start(tmp_path, flag, monkeypatch, capsys):
+    monkeypatch.setattr(common, "use_compilation_cache", lambda: pytest.fail("work has begun"))
+    (tmp_path / "file").touch()
+    flags = [f"--out={tmp_path / 'demo'}", flag.format(tmp_path)]
+    assert run(["demo", *flags]) == 1
+    assert "nothing can be written there" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()

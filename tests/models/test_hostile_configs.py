@@ -131,8 +131,8 @@ def test_a_prior_of_other_channels_than_its_first_stage_is_refused(tmp_path):
         UNetConfig(8, 4, 4, 32, (1,), num_res_blocks=1, attention_resolutions=())
     )
     for path, name, config, params in (
-        (tmp_path / "m", "autoencoder", stage, autoencoder.init_params(stage, jax.random.key(0))),
-        (tmp_path / "m/prior", "diffusion", prior, unet.init_params(prior.unet, jax.random.key(0))),
+        (tmp_path / "m", "autoencoder", stage, autoencoder.init(stage, jax.random.key(0))),
+        (tmp_path / "m/prior", "diffusion", prior, unet.init(prior.unet, jax.random.key(0))),
     ):
         checkpoint.save_checkpoint(path, name, checkpoint.config_to_json(config), params)
     with pytest.raises(checkpoint.CheckpointFormatError, match=r"draws 4 channels .* reads 3"):

@@ -233,6 +233,8 @@ def test_a_scale_that_the_file_states_is_not_overridden_in_silence(tmp_path, sta
     assert "--scale-factor has no meaning for latent diffusion, CompVis that states its" in message
     source = recognise(path, Request(options=HEADS))
     assert source.parts[0].config["scale_factor"] == 0.5
+    integer = saved(tmp_path / "i.safetensors", whole | {"scale_factor": np.int64(2)})
+    assert recognise(integer, Request(options=HEADS)).parts[0].config["scale_factor"] == 2
     first = {name: value for name, value in whole.items() if not name.startswith("model.")}
     path = saved(tmp_path / "s.safetensors", first)
     assert recognise(path, Request()).parts[0].config["scale_factor"] == 0.5

@@ -175,7 +175,9 @@ def test_pickles_of_persistent_objects_convert_without_flags(
     images = generator.decode(generator.params, truncated)
     assert relative_error(images, nhwc(arrays["img_psi07"])) <= BOUND
     assert generator.config.conv_clamp == clamp
-    assert "the weights of G_ema are used" in generator.info["notes"]
+    notes = generator.info["notes"]
+    assert "the weights of G_ema are used" in notes
+    assert "other networks of the file are left out: G, D" in notes
     raw = convert(tmp_path / "n.pkl", tmp_path / "raw", "--weights=raw")
     np.testing.assert_array_equal(
         raw.params["mapping"]["w_avg"], 2 * generator.params["mapping"]["w_avg"]

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from checkpoints_convert.readers import read
 from tests.checkpoints_convert.readers.forge import (
     Applied,
     StorageReference,
@@ -83,6 +84,23 @@ LAUGHS = b"\x80\x02]" + b"q\x00h\x00h\x00\x87" * 40 + b"."
 HIGH = "\U0001f600".encode()
 ENTRY = b'"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
 
+FULL = {  # as many as the reader lets pass: its costs are not below those of the system
+    "sets": lambda: OPEN + b"\x8f" * 117_000 + b"l.",
+    "lists": lambda: OPEN + b"]" * 187_000 + b"l.",
+    "tuples": lambda: OPEN + b"N\x85" * 210_000 + b"l.",
+    "small sets": lambda: OPEN + b"\x8f(NK\x01\x90" * 46_000 + b"l.",
+    "small dicts": lambda: OPEN + b"}NNs" * 93_000 + b"l.",
+    "records": lambda: PICKLE + b"ca\nb\n\x940(" + b"h\x00)RNNs" * 46_000 + b"l.",
+    "int keys": lambda: many_keys(*(b"J" + struct.pack("<l", i) for i in range(280_000))),
+    "memo slots": lambda: (
+        PICKLE + b"N" + b"".join(b"r" + struct.pack("<L", 7 * i + 5) for i in range(280_000)) + b"."
+    ),
+    "strings": lambda: OPEN + text("é".encode()) * 420_000 + b"l.",
+    "storages": lambda: torch_zip(
+        dumps([tensor(StorageReference("FloatStorage", str(i), 1), (), ()) for i in range(15_000)]),
+        {str(i): bytes(4) for i in range(15_000)},
+    ),
+}
 FILES = {
     "empty sets": lambda: OPEN + b"\x8f" * MANY + b"l.",
     "empty lists": lambda: OPEN + b"]" * MANY + b"l.",
@@ -164,6 +182,7 @@ FILES = {
     ),
     "deep JSON": lambda: safetensors(b'{"a":' + b"[" * MANY),
 }  # fmt: skip
+FILES |= {f"nearly too many {name}": make for name, make in FULL.items()}
 
 
 def empty_entries(count: int) -> bytes:
@@ -201,6 +220,25 @@ def test_memory_and_time_are_bounded_by_the_size_of_the_file(outcomes, name):
     assert outcome.startswith("read ") or "found" in outcome, outcome
     assert "fits in memory" not in outcome  # the limit of the system was met, not the reader's
     assert seconds < SECONDS + SECONDS_PER_MIB * size / MIB
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_what_is_just_allowed_is_read_within_the_systems_limit(outcomes, name):
+    assert outcomes[f"nearly too many {name}"][0].startswith("read ")
+
+
+def test_checkpoints_of_thousands_of_tiny_tensors_are_read(tmp_path):
+    torch = pytest.importorskip("torch")
+    names = [f"model.block{i // 10}.layer{i % 10}.weight" for i in range(3000)]
+    state = {i: {"step": torch.tensor(1.0), "exp_avg": torch.ones(4)} for i in range(1000)}
+    saved = {
+        "state_dict": {name: torch.ones(4) for name in names},
+        "optimizer": {"state": state, "param_groups": [{"params": list(range(1000))}]},
+        "log": [{"loss": float(step), "step": step} for step in range(3000)],
+    }
+    for new in (True, False):
+        torch.save(saved, tmp_path / "t", _use_new_zipfile_serialization=new)
+        assert len(read(tmp_path / "t").tensors()) == 5000
 
 
 def test_text_of_a_hostile_value_is_cut_before_it_is_built(tmp_path):

@@ -16,7 +16,7 @@ JSON = {
     "twice": b'{"a":1,"a":2}',
     "long number": b'{"a":' + b"9" * 10_000 + b"}",
     "not UTF-8": b'{"\xff":1}',
-    "large": b" " * (1 << 20) + b"{}",
+    "large": b" " * (2 << 20) + b"{}",
     "empty": b"",
 }
 LAUGHS = b"a0: &a0 [x]\n" + b"".join(
@@ -29,6 +29,9 @@ YAML = {
     "bad date": b"a: 2001-99-99\n",
     "bad int": b"a: !!int ''\n",
     "long int": b"a: " + b"9" * 10_000 + b"\n",
+    "empty float": b"a: !!float ''\n",
+    "no bool": b"a: !!bool maybe\n",
+    "no time": b"a: !!timestamp x\n",
     "list as key": b"? [a]\n: b\n",
     "deep": b"[" * 10_000,
     "no mapping": b"- a\n",
@@ -86,7 +89,7 @@ def test_settings_of_publishers_are_read(write):
 def test_the_largest_files_take_less_than_the_allowed_memory(write, item):
     yaml = pytest.importorskip("yaml")
     assert yaml.safe_load("a: 1") == {"a": 1}
-    for read, most in ((read_yaml, 1 << 16), (read_json, 1 << 20)):
+    for read, most in ((read_yaml, 1 << 16), (read_json, 2 << 20)):
         path = write(b'{"a": [' + item * ((most - 20) // len(item)) + b"1]}")
         tracemalloc.start()
         with contextlib.suppress(CheckpointError):

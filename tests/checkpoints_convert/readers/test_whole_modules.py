@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from checkpoints_convert.command import run
+from checkpoints_convert.convert import convert_file
 from checkpoints_convert.readers import is_module, read
 from fpjax.models.checkpoint import load_leaves
 from tests.checkpoints_convert.foreign import fixture_arrays
@@ -68,7 +68,7 @@ def test_a_whole_module_converts_as_its_state_dict_does(tmp_path, wrap):
     leaves = {}
     for name in ("plain", "whole"):
         out = tmp_path / name
-        assert run([str(tmp_path / f"{name}.ckpt"), str(out), "--resolution=32"]) == 0
+        convert_file(tmp_path / f"{name}.ckpt", out)
         leaves[name] = {key: np.asarray(leaf) for key, leaf in load_leaves(out).items()}
         assert json.loads((out / "config.json").read_text())
     assert leaves["plain"].keys() == leaves["whole"].keys()
