@@ -273,8 +273,8 @@ def _check_depth(picture: OpenedImage, file: BinaryIO) -> None:
     args = str([tile[3] for tile in picture.tile])
     deep = ";16" in args and picture.format != "PNG"
     if picture.format == "PPM":
-        values = [tile[3] or () for tile in picture.tile if tile[0] in ("ppm", "ppm_plain")]
-        maxima = [value[-1] for value in values]
+        ends = [tile[3] for tile in picture.tile if tile[0] in ("ppm", "ppm_plain")]
+        maxima = [end[-1] for end in ends if end]
         deep = deep or any(type(value) is int and value not in (1, 255) for value in maxima)
     file.seek(0)
     head = file.read(_HEAD_BYTES)

@@ -128,7 +128,7 @@ def open_scheme(
     if scheme.id != header["scheme_id"]:
         raise SchemeError(f"{path}: damaged (its contents do not give its recorded identity)")
     if type(generator) is Generator:
-        _compare_probe(path, generator, basis.mean, arrays.get("probe/image"))
+        _compare_probe(path, generator, arrays["basis/mean"], arrays.get("probe/image"))
     return scheme.replace(calibration=calibration)
 
 
