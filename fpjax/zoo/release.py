@@ -103,7 +103,10 @@ Made with
 
     python -m fpjax.zoo.train --out runs/avatars
     python -m fpjax.zoo.release --run runs/avatars --out {name}
-    fpjax scheme create --out {name}/scheme --strength 0.35 --levels antipodal --num_null_images 128
+    fpjax scheme create --metric image --strength 0.07 --out {name}/scheme
+
+The scheme `{name}/pca` is that of the first version: the last 64 of 512 principal
+components, strength 0.35, levels -1 and 1. It stays readable, as do registries and files made with it.
 
 The shipped run was interrupted, killed and resumed several times, as the recipe allows; its first
 16,000 images were seen with R1 gamma 0.02, before gamma was raised.
