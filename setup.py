@@ -55,7 +55,7 @@ setup(
         "fpjax": ["py.typed", "**/*.pyi"],
         "fpjax.cli": ["templates/*"],
         "fpjax.zoo": ["models/**/*"],
-        "fpjax.data": ["cards/*"],
+        "fpjax.training": ["cards/*"],
     },
     install_requires=requirements("requirements.txt"),
     extras_require={

@@ -4,9 +4,9 @@
                                    [--strength SIGMA] [--seed 100] [--json FILE]
 
 Also measured: PSNR to the original; how many are named among 1,000 other users at a rate of 1e-6,
-by matching bits alone and with the soft score; how honest the information is (D / L of the true key,
-whose mean should be 1); whether the cost at the solution is below that at the truth; seconds an
-image. Figures are written after every batch.
+by matching bits alone and with the soft score; how honest the information is (D / L of the true
+key, whose mean should be 1); whether the cost at the solution is below that at the truth; seconds
+an image. Figures are written after every batch.
 """
 
 from __future__ import annotations

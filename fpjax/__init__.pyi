@@ -20,15 +20,6 @@ from .attribution.registry import (
 from .attribution.registry import (
     UnknownUserError as UnknownUserError,
 )
-from .data.files import (
-    ImageError as ImageError,
-)
-from .data.files import (
-    load_image as load_image,
-)
-from .data.files import (
-    save_image as save_image,
-)
 from .errors import FpjaxError as FpjaxError
 from .errors import InputError as InputError
 from .fingerprint.basis import Basis as Basis
@@ -71,6 +62,15 @@ from .inversion.solvers.levenberg_marquardt import (
 )
 from .inversion.solvers.levenberg_marquardt import (
     LevenbergMarquardt as LevenbergMarquardt,
+)
+from .io.images import (
+    ImageError as ImageError,
+)
+from .io.images import (
+    load_image as load_image,
+)
+from .io.images import (
+    save_image as save_image,
 )
 from .models.checkpoint import CheckpointFormatError as CheckpointFormatError
 from .models.conformance import (

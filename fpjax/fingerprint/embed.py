@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fpjax.data.files import save_image, to_uint8
 from fpjax.errors import InputError
 from fpjax.fingerprint.keys import check_keys, to_symbols
 from fpjax.fingerprint.scheme import Scheme
+from fpjax.io.images import save_image, to_uint8
 from fpjax.models.generator import Generator
 
 Array = jax.Array

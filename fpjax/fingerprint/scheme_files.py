@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from fpjax.data.atomic import atomic_directory
 from fpjax.errors import FpjaxError
 from fpjax.fingerprint.basis import Basis
 from fpjax.fingerprint.calibration import Calibration
 from fpjax.fingerprint.embed import decode_images
 from fpjax.fingerprint.scheme import Scheme, SchemeError
+from fpjax.io.atomic import atomic_directory
 from fpjax.models.checkpoint import load_tensors
 from fpjax.models.generator import Generator
 

@@ -8,10 +8,10 @@ import pytest
 
 import fpjax
 from fpjax import zoo
-from fpjax.data.files import load_image
 from fpjax.fingerprint.embed import natural_images
+from fpjax.io.images import load_image
 from fpjax.models.checkpoint import canonical_json
-from fpjax.zoo.recipes import RECIPES
+from fpjax.training.recipes import RECIPES
 
 NAME = "avatars-stylegan2"
 
