@@ -5,9 +5,9 @@ import signal
 import stat
 
 import pytest
-from fpjax.io import images as files
 
 from fpjax.cli.main import run
+from fpjax.io import images as files
 from fpjax.io.images import load_image
 
 
