@@ -62,7 +62,7 @@ def main(args: argparse.Namespace) -> int:
     import jax
     import numpy as np
 
-    from fpjax.fingerprint.basis import fit_basis
+    from fpjax.fingerprint.fit import fit_basis
     from fpjax.io.atomic import atomic_write
     from fpjax.progress import Display
 

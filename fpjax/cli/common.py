@@ -181,7 +181,7 @@ def open_generator(text: str):
 
 def open_scheme(args: argparse.Namespace):
     """The scheme that the flags name."""
-    from fpjax.fingerprint.scheme_files import load_scheme
+    from fpjax.fingerprint.scheme import load_scheme
 
     generator = open_generator(args.generator) if args.generator else None
     return load_scheme(args.scheme, generator)

@@ -92,9 +92,9 @@ def main(args: argparse.Namespace) -> int:
     from fpjax.attribution.registry import Registry
     from fpjax.cli.demo_page import Row, write_page
     from fpjax.fingerprint.basis import sample_latents
-    from fpjax.fingerprint.embed import decode_images, generate
-    from fpjax.fingerprint.scheme_files import load_scheme
-    from fpjax.io.images import load_image, save_image, to_uint8
+    from fpjax.fingerprint.decode import decode_images
+    from fpjax.fingerprint.embed import generate
+    from fpjax.fingerprint.scheme import load_scheme
     from fpjax.progress import Display
 
     common.use_compilation_cache()

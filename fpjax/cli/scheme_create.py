@@ -105,9 +105,8 @@ def main(args: argparse.Namespace) -> int:
     import jax
 
     from fpjax.attribution.calibration import calibrate
-    from fpjax.fingerprint.basis import fit_basis
-    from fpjax.fingerprint.scheme import Scheme
-    from fpjax.fingerprint.scheme_files import load_scheme
+    from fpjax.fingerprint.fit import fit_basis
+    from fpjax.fingerprint.scheme import Scheme, load_scheme
     from fpjax.progress import Display
 
     common.use_compilation_cache()

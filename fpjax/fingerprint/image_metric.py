@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
+from jaxtyping import Float
 
 from fpjax.fingerprint.basis import Basis, Metric, centre, row_signs
 from fpjax.models.generator import Generator
@@ -34,7 +35,7 @@ a finite length."""
 
 def image_metric(
     generator: Generator,
-    latents: np.ndarray,
+    latents: Float[np.ndarray, "num size"],
     *,
     lpips: Any = None,
     memory: int = DEFAULT_MEMORY,
@@ -84,7 +85,11 @@ def _rows(latent: jax.Array, generator: Generator, lpips: Any, block: int) -> ja
     return jacobian_rows(seen, latent, tangents, block=block)[1]
 
 
-def image_basis(latents: np.ndarray, metric: np.ndarray, name: Metric = "image") -> Basis:
+def image_basis(
+    latents: Float[np.ndarray, "num size"],
+    metric: Float[np.ndarray, "size size"],
+    name: Metric = "image",
+) -> Basis:
     """The basis of natural latents in a metric; see the module's text.
 
     Args:
@@ -107,7 +112,7 @@ def image_basis(latents: np.ndarray, metric: np.ndarray, name: Metric = "image")
     variances, vectors = np.linalg.eigh(lower.T @ covariance @ lower)
     order = np.argsort(variances)[::-1]
     variances, vectors = variances[order], vectors[:, order]
-    directions = scipy.linalg.solve_triangular(lower, vectors, lower=True, trans="T").T
+    directions = scipy.linalg.solve_triangular(lower, vectors, lower=True, trans=1).T
     dual = (lower @ vectors).T
     signs = row_signs(directions)[:, None]
     return Basis(

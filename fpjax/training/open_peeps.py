@@ -49,6 +49,8 @@ class OpenPeeps(tfds.core.GeneratorBasedBuilder):
         OpenPeepsConfig(name="64px", description="64 x 64 pixels", resolution=64),
     ]
 
+    builder_config: OpenPeepsConfig
+
     def __init__(self, **kwargs):
         kwargs.setdefault("file_format", "array_record")
         super().__init__(**kwargs)
@@ -96,7 +98,7 @@ def load_open_peeps(
     """
     builder = builder or OpenPeeps(data_dir=os.fspath(data_dir), config=f"{resolution}px")
     builder.download_and_prepare()
-    source = builder.as_data_source(split=split)
+    source = builder.as_data_source(split=split)  # pyright: ignore[reportCallIssue]
     images = np.empty((len(source), resolution, resolution, 3), np.uint8)
     for example in source:
         seed = example["seed"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +55,9 @@ def vgg_features(images: np.ndarray, batch: int = 250) -> np.ndarray:
 def generated_images(config: gan.GANConfig, params, num: int, batch: int = 250) -> np.ndarray:
     """(num, R, R, 3) uint8 images of the averaged generator, stored noise maps, no truncation."""
     generator = StyleGAN2Generator.create("", config.model, params)
-    draw = jax.jit(lambda p, k: generator.decode(p, generator.sample_latents(p, k, batch)))
+    sample = generator.sample_latents
+    assert sample is not None
+    draw = jax.jit(lambda p, k: generator.decode(p, sample(p, k, batch)))
     keys = jax.random.split(jax.random.key(11), -(-num // batch))
     return np.concatenate([to_uint8(np.asarray(draw(params, k))) for k in keys])[:num]
 
@@ -78,7 +81,7 @@ def measure(config: gan.GANConfig, params, train: np.ndarray, test: np.ndarray, 
 def model_card(name: str, config: gan.GANConfig, info: dict) -> str:
     """The model card, from what was measured."""
     model = config.model
-    channels = ", ".join(f"{c} at {r} px" for r, c in model.channels)
+    channels = ", ".join(f"{c} at {r} px" for r, c in model.channels or ())
     return f"""# {name}
 
 A StyleGAN2 of {model.resolution} px cartoon avatars, small enough to invert on a laptop. Its latent
@@ -143,14 +146,14 @@ def main(argv):
     )
     side = config.model.resolution
     train, test = (load_open_peeps(data, split, side) for split in ("train", "test"))
-    info = {"images_seen": step * config.batch_size}
+    info: dict[str, Any] = {"images_seen": step * config.batch_size}
     info |= measure(config, params, train, test, values.num_images)
     generator = StyleGAN2Generator.create(name, config.model, params)
     info["sha256"] = generator.sha256
     info["recipe"] = json.loads(checkpoint.canonical_json(dataclasses.asdict(config)))
     info["licence"] = "CC0 1.0"
     out = Path(values.out)
-    dataclasses.replace(generator, info=info).save(out, dtype="float16")
+    StyleGAN2Generator.create(name, config.model, params, info).save(out, dtype="float16")
     save_image(out / "samples.png", sample_grid(config, params))
     for style, count in FOREIGN_STYLES:
         for i in range(count):

@@ -12,7 +12,8 @@ import pytest
 from fpjax.errors import InputError
 from fpjax.fingerprint.embed import generate
 from fpjax.fingerprint.keys import sample_keys
-from fpjax.fingerprint.scheme import Scheme, SchemeError
+from fpjax.fingerprint.scheme import Scheme
+from fpjax.fingerprint.scheme_files import SchemeError
 from fpjax.models.stylegan2_generator import StyleGAN2Generator
 from fpjax.zoo.load import load_generator
 from tests import toys

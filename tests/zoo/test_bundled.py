@@ -8,7 +8,7 @@ import pytest
 
 import fpjax
 from fpjax import zoo
-from fpjax.fingerprint.embed import natural_images
+from fpjax.fingerprint.decode import natural_images
 from fpjax.io.images import load_image
 from fpjax.models.checkpoint import canonical_json
 from fpjax.training.recipes import RECIPES
