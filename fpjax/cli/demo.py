@@ -95,6 +95,7 @@ def main(args: argparse.Namespace) -> int:
     from fpjax.fingerprint.decode import decode_images
     from fpjax.fingerprint.embed import generate
     from fpjax.fingerprint.scheme import load_scheme
+    from fpjax.io.images import load_image, save_image, to_uint8
     from fpjax.progress import Display
 
     common.use_compilation_cache()
