@@ -62,6 +62,7 @@ setup(
     package_data={
         "fpjax": ["py.typed", "**/*.pyi"],
         "fpjax.cli": ["templates/*"],
+        "fpjax.studies": ["templates/*", "*.mplstyle"],
         "fpjax.zoo": ["models/**/*"],
         "fpjax.training": ["cards/*"],
     },

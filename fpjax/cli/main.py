@@ -14,7 +14,16 @@ from collections.abc import Iterable, Iterator
 from absl import flags
 
 import fpjax
-from fpjax.cli import attribute, basis, demo, generate, scheme_create, user_add, user_list
+from fpjax.cli import (
+    attribute,
+    basis,
+    demo,
+    design,
+    generate,
+    scheme_create,
+    user_add,
+    user_list,
+)
 from fpjax.cli.common import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -35,6 +44,7 @@ COMMANDS = {
     "generate": (generate, "make images that carry a user's key"),
     "attribute": (attribute, "say who made each image file"),
     "basis": (basis, "show directions of a generator's latents"),
+    "design": (design, "predict what directions, strength and key length give"),
 }
 _SIGNALS = ("SIGTERM", "SIGHUP")
 
