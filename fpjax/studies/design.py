@@ -19,12 +19,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from fpjax.data.files import to_uint8
 from fpjax.errors import InputError
 from fpjax.fingerprint.basis import Basis
 from fpjax.fingerprint.embed import decode_images, embed, project
 from fpjax.fingerprint.keys import sample_keys
 from fpjax.fingerprint.scheme import Scheme
+from fpjax.io.images import to_uint8
 from fpjax.models.generator import Generator
 from fpjax.studies.curvature import (
     NUM_LATENTS,

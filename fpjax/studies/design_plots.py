@@ -8,8 +8,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from fpjax.data.atomic import atomic_write
 from fpjax.errors import InputError
+from fpjax.io.atomic import atomic_write
 from fpjax.studies.design import Design, Prediction
 from fpjax.studies.design_run import predictions_of
 

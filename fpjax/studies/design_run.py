@@ -18,9 +18,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from fpjax.data.atomic import atomic_write
 from fpjax.errors import InputError
 from fpjax.fingerprint.basis import Basis, fit_basis
+from fpjax.io.atomic import atomic_write
 from fpjax.models.generator import Generator
 from fpjax.progress import Progress
 from fpjax.studies.curvature import DRAWS, NUM_LATENTS, iter_pixel_grams

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from fpjax.data.files import from_uint8
 from fpjax.errors import InputError
+from fpjax.io.images import from_uint8
 
 Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(N, H, W, C) uint8, twice -> (N,)."""
