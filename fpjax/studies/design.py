@@ -21,7 +21,8 @@ import numpy as np
 
 from fpjax.errors import InputError
 from fpjax.fingerprint.basis import Basis
-from fpjax.fingerprint.embed import decode_images, embed, project
+from fpjax.fingerprint.decode import decode_images
+from fpjax.fingerprint.embed import embed, project
 from fpjax.fingerprint.keys import sample_keys
 from fpjax.fingerprint.scheme import Scheme
 from fpjax.io.images import to_uint8

@@ -19,7 +19,8 @@ import jax
 import numpy as np
 
 from fpjax.errors import InputError
-from fpjax.fingerprint.basis import Basis, fit_basis
+from fpjax.fingerprint.basis import Basis
+from fpjax.fingerprint.fit import fit_basis
 from fpjax.io.atomic import atomic_write
 from fpjax.models.generator import Generator
 from fpjax.progress import Progress
