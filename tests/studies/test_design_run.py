@@ -21,7 +21,7 @@ def designs(bases):
         bases,
         (4, 6),
         {name: (None, 8) for name in bases},
-        psnrs=(24, 27, 30, 60),
+        psnrs=(20, 24, 30, 60),
         noises=(0.0, 0.1),
     )
 
