@@ -20,8 +20,8 @@ def designs(bases):
     return grid(
         bases,
         (4, 6),
-        {name: (None, 8) for name in bases},
-        psnrs=(20, 24, 30, 60),
+        {name: (None, 10) for name in bases},
+        psnrs=(28, 29, 30, 60),
         noises=(0.0, 0.1),
     )
 
