@@ -29,12 +29,20 @@ JPEG = ["jpeglib>=1.0.2"]
 PLOT = ["matplotlib>=3.8"]
 # One exact version, so that the peer in parity tests and benchmarks is always the same.
 TORCH = ["torch==2.13.0"]
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings[python]>=0.30"]
 TEST = [
-    "pytest>=8.0",
-    "pytest-xdist>=3.5",
+    "pytest>=8.3",
+    "pytest-xdist>=3.6",
     "hypothesis>=6.100",
+    "chex>=0.1.91",
+    "beartype>=0.20",
     "scikit-learn>=1.5",
     "diffusers>=0.35",
+    "ruff>=0.13",
+    # With Node.js from a wheel, so that pip is all it takes.
+    "pyright[nodejs]>=1.1.400",
+    "import-linter>=2.7",
+    *DOCS,
     *TORCH,
     *LPIPS,
     *DATA,
@@ -54,8 +62,9 @@ setup(
     package_data={
         "fpjax": ["py.typed", "**/*.pyi"],
         "fpjax.cli": ["templates/*"],
+        "fpjax.studies": ["templates/*", "*.mplstyle"],
         "fpjax.zoo": ["models/**/*"],
-        "fpjax.data": ["cards/*"],
+        "fpjax.training": ["cards/*"],
     },
     install_requires=requirements("requirements.txt"),
     extras_require={
@@ -63,6 +72,7 @@ setup(
         "data": DATA,
         "jpeg": JPEG,
         "plot": PLOT,
+        "docs": DOCS,
         "test": TEST,
         "bench": [*TORCH, *LPIPS, *PLOT],
     },

@@ -22,9 +22,9 @@ import numpy as np
 
 import fpjax
 from fpjax.attribution.decision import decide
-from fpjax.data.files import to_uint8
-from fpjax.fingerprint.embed import decode_images
+from fpjax.fingerprint.decode import decode_images
 from fpjax.fingerprint.issued import issue_model
+from fpjax.io.images import to_uint8
 
 
 class Case(NamedTuple):

@@ -15,7 +15,7 @@ from typing import Any
 
 from checkpoints_convert.publishers import nvidia, rosinality
 from checkpoints_convert.publishers.stylegan2 import ARGUMENTS, Published
-from fpjax.data.atomic import atomic_directory
+from fpjax.io.atomic import atomic_directory
 from fpjax.models.stylegan2 import StyleGAN2Config
 
 LAYOUTS: dict[str, Callable[[StyleGAN2Config, Mapping[str, Any]], Published]] = {

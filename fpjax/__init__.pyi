@@ -20,28 +20,20 @@ from .attribution.registry import (
 from .attribution.registry import (
     UnknownUserError as UnknownUserError,
 )
-from .data.files import (
-    ImageError as ImageError,
-)
-from .data.files import (
-    load_image as load_image,
-)
-from .data.files import (
-    save_image as save_image,
-)
 from .errors import FpjaxError as FpjaxError
 from .errors import InputError as InputError
 from .fingerprint.basis import Basis as Basis
-from .fingerprint.basis import fit_basis as fit_basis
 from .fingerprint.basis import pca as pca
 from .fingerprint.calibration import Calibration as Calibration
 from .fingerprint.embed import Generated as Generated
 from .fingerprint.embed import generate as generate
+from .fingerprint.fit import fit_basis as fit_basis
+from .fingerprint.issued import issue_model as issue_model
 from .fingerprint.keys import sample_keys as sample_keys
 from .fingerprint.keys import secret_keys as secret_keys
 from .fingerprint.scheme import Scheme as Scheme
-from .fingerprint.scheme import SchemeError as SchemeError
-from .fingerprint.scheme_files import load_scheme as load_scheme
+from .fingerprint.scheme import load_scheme as load_scheme
+from .fingerprint.scheme_files import SchemeError as SchemeError
 from .inversion.driver import invert as invert
 from .inversion.driver import invert_iter as invert_iter
 from .inversion.information import (
@@ -71,6 +63,15 @@ from .inversion.solvers.levenberg_marquardt import (
 )
 from .inversion.solvers.levenberg_marquardt import (
     LevenbergMarquardt as LevenbergMarquardt,
+)
+from .io.images import (
+    ImageError as ImageError,
+)
+from .io.images import (
+    load_image as load_image,
+)
+from .io.images import (
+    save_image as save_image,
 )
 from .models.checkpoint import CheckpointFormatError as CheckpointFormatError
 from .models.conformance import (

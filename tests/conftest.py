@@ -1,4 +1,4 @@
-"""A small untrained generator that inverts at once, and a compilation cache for all tests."""
+"""What all tests share: a small generator, a compilation cache, JAX's strictest types."""
 
 import os
 from pathlib import Path
@@ -9,6 +9,9 @@ import pytest
 CACHE = Path(__file__).resolve().parents[1] / ".jax_cache"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+# No silent promotion of types, here and in the processes that tests start.
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+jax.config.update("jax_numpy_dtype_promotion", "strict")
 # Eight virtual devices, for what is sharded; everything else uses the first.
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -30,7 +33,7 @@ def tiny_generator():
 @pytest.fixture(scope="session")
 def tiny_scheme(tiny_generator):
     """6-bit keys on the last six of sixteen principal components."""
-    from fpjax.fingerprint.basis import fit_basis
+    from fpjax.fingerprint.fit import fit_basis
     from fpjax.fingerprint.scheme import Scheme
 
     basis = fit_basis(tiny_generator, jax.random.key(1), 2000, metric="latent")

@@ -5,10 +5,12 @@ False-positive rates need none of it: they are exact for every image (`tails.py`
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
 import numpy as np
+from jaxtyping import PRNGKeyArray
 
 from fpjax.errors import InputError
 from fpjax.fingerprint.calibration import Calibration
@@ -32,7 +34,7 @@ Stage = Callable[[str, int, int], None]
 
 def calibrate(
     scheme: Scheme,
-    key: jax.Array,
+    key: PRNGKeyArray,
     *,
     num_start_images: int = NUM_FITTED_IMAGES,
     num_inverted_images: int = NUM_INVERTED_IMAGES,
@@ -57,7 +59,7 @@ def calibrate(
     """
 
     def staged(stage):
-        return None if progress is None else lambda done, total: progress(stage, done, total)
+        return None if progress is None else functools.partial(progress, stage)
 
     solver = LevenbergMarquardt() if solver is None else solver
     key_start, key_latents, key_keys = jax.random.split(key, 3)

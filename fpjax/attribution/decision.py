@@ -17,6 +17,8 @@ import enum
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 from fpjax.attribution.registry import Registry, RegistryError
 from fpjax.attribution.tails import SoftTails, combine_tests, family_wise, matching_tail
@@ -98,11 +100,11 @@ class Attribution:
       calibration_sha256: hash of the scheme's calibration, None without one.
     """
 
-    keys: np.ndarray
-    soft_bits: np.ndarray
-    information: np.ndarray | None
-    residual: np.ndarray
-    status: np.ndarray
+    keys: UInt8[np.ndarray, "batch length"]
+    soft_bits: Float[np.ndarray, "batch length"]
+    information: Float[np.ndarray, "batch length length"] | None
+    residual: Float[np.ndarray, " batch"]
+    status: Int[np.ndarray, " batch"]
     solution: Solution
     verdicts: list[Verdict] | None
     observation: str
@@ -148,8 +150,8 @@ def decide(
             continue
         differing = hamming_distances(words, pack_words(bits))
         best = int(differing.argmin())
-        p_value = _family_wise(matching_tail(length, length - differing[best]), len(users))
-        if p_value > _DECISIVE * false_positive_rate and solution.information is not None:
+        p_value = _family_wise(float(matching_tail(length, length - differing[best])), len(users))
+        if p_value > _DECISIVE * false_positive_rate:
             best, p_value = _soft(solution, i, words, levels, best, p_value)
         named = p_value <= false_positive_rate
         reason = Reason.NO_KEY_CLOSE_ENOUGH if explained else unexplained
@@ -179,13 +181,15 @@ def _words(keys: np.ndarray, num: int, length: int) -> np.ndarray:
 
 def _family_wise(p: float, num_keys: int) -> float:
     """Over all keys, and over the two statistics that are looked at."""
-    return combine_tests(family_wise(p, num_keys), 1.0)
+    return float(combine_tests(family_wise(p, num_keys), 1.0))
 
 
 def _soft(
     solution: Solution, image: int, words: np.ndarray, levels: Levels, best: int, p_value: float
 ) -> tuple[int, float]:
     """The better of the best key by matching bits and the best by soft score, with its p-value."""
+    if solution.information is None or solution.linear is None:
+        return best, p_value
     information, linear = solution.information[image], solution.linear[image]
     if not (np.isfinite(information).all() and np.isfinite(linear).all()):
         return best, p_value
@@ -203,7 +207,7 @@ def _check_rate(rate: float) -> None:
 
 def attribute(
     scheme: Scheme,
-    images,
+    images: Shaped[Array | np.ndarray, "batch height width channels"],
     registry: Registry | None = None,
     *,
     false_positive_rate: float = DEFAULT_FALSE_POSITIVE_RATE,
@@ -211,7 +215,7 @@ def attribute(
     problem: Problem | None = None,
     solver: Solver | None = None,
     memory: int = DEFAULT_MEMORY,
-    mesh=None,
+    mesh: Mesh | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Attribution:
     """Reads the keys out of images and, given a registry, names their holders.

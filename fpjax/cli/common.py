@@ -15,8 +15,8 @@ from pathlib import Path
 
 from absl.flags import argparse_flags
 
-from fpjax.data.text import printable
 from fpjax.errors import FpjaxError
+from fpjax.io.text import printable
 
 DEFAULT_GENERATOR = "avatars-stylegan2"
 DEFAULT_REGISTRY = "fpjax-users.db"
@@ -181,7 +181,7 @@ def open_generator(text: str):
 
 def open_scheme(args: argparse.Namespace):
     """The scheme that the flags name."""
-    from fpjax.fingerprint.scheme_files import load_scheme
+    from fpjax.fingerprint.scheme import load_scheme
 
     generator = open_generator(args.generator) if args.generator else None
     return load_scheme(args.scheme, generator)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fpjax.data.atomic import atomic_write
+from fpjax.io.atomic import atomic_write
 
 
 @dataclasses.dataclass
@@ -54,6 +54,7 @@ def _data_uri(image: np.ndarray) -> str:
 def _values(row: Row) -> dict[str, Any]:
     assert row.image is not None, "pages are of pictures that were read"
     values = {"owner": row.owner, "kind": row.kind, "verdict": row.verdict}
+    assert row.image is not None  # filled in when it is attributed
     values["image"] = _data_uri(row.image)
     if row.original is not None:
         values["original"] = _data_uri(row.original)

@@ -18,6 +18,7 @@ from fpjax.cli import (
     attribute,
     basis,
     demo,
+    design,
     generate,
     model_issue,
     scheme_create,
@@ -45,6 +46,7 @@ COMMANDS = {
     "model issue": (model_issue, "write a copy of the generator that carries a user's key"),
     "attribute": (attribute, "say who made each image file"),
     "basis": (basis, "show directions of a generator's latents"),
+    "design": (design, "predict what directions, strength and key length give"),
 }
 _SIGNALS = ("SIGTERM", "SIGHUP")
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from fpjax.cli import common
 from fpjax.cli.basis import add_basis_flags
-from fpjax.data.atomic import atomic_write
 from fpjax.errors import FpjaxError
+from fpjax.io.atomic import atomic_write
 
 
 def add_arguments(parser: common.Parser) -> None:
@@ -105,9 +105,8 @@ def main(args: argparse.Namespace) -> int:
     import jax
 
     from fpjax.attribution.calibration import calibrate
-    from fpjax.fingerprint.basis import fit_basis
-    from fpjax.fingerprint.scheme import Scheme
-    from fpjax.fingerprint.scheme_files import load_scheme
+    from fpjax.fingerprint.fit import fit_basis
+    from fpjax.fingerprint.scheme import Scheme, load_scheme
     from fpjax.progress import Display
 
     common.use_compilation_cache()

@@ -12,11 +12,12 @@ from typing import Literal
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from fpjax.errors import InputError
 from fpjax.models.generator import Generator, static
 
-Metric = Literal["image", "latent"]
+Metric = Literal["image", "latent", "lpips"]
 
 
 @jax.tree_util.register_dataclass
@@ -37,13 +38,13 @@ class Basis:
         coordinate of 1 changes the image by 1 (root of the summed squares, images in [-1, 1]), so
         that these are standard deviations in image units.
       num_samples: latents it was fitted on.
-      metric: "latent" or "image".
+      metric: "latent", "image" or "lpips".
     """
 
-    mean: np.ndarray
-    directions: np.ndarray
-    dual: np.ndarray
-    std: np.ndarray
+    mean: Float[Array | np.ndarray, " size"]
+    directions: Float[Array | np.ndarray, "directions size"]
+    dual: Float[Array | np.ndarray, "directions size"]
+    std: Float[Array | np.ndarray, " directions"]
     num_samples: int = static()
     metric: Metric = static(default="latent")
 
@@ -68,7 +69,7 @@ class Basis:
         )
 
 
-def pca(latents: np.ndarray) -> Basis:
+def pca(latents: Float[np.ndarray, "num size"]) -> Basis:
     """Exact principal component analysis, accumulated in float64.
 
     Args:
@@ -124,7 +125,9 @@ def row_signs(directions: np.ndarray) -> np.ndarray:
     return np.sign(directions[rows, np.abs(directions).argmax(axis=1)])
 
 
-def sample_latents(generator: Generator, key: jax.Array, num: int, batch: int = 1000) -> np.ndarray:
+def sample_latents(
+    generator: Generator, key: PRNGKeyArray, num: int, batch: int = 1000
+) -> Float[np.ndarray, "num size"]:
     """Draws (num, D) natural latents, flattened, a batch at a time through one program.
 
     Raises:
@@ -136,45 +139,3 @@ def sample_latents(generator: Generator, key: jax.Array, num: int, batch: int = 
     keys = jax.random.split(key, -(-num // batch))
     parts = [jax.device_get(generator.natural_latents(k, batch)) for k in keys]
     return np.concatenate(parts)[:num].reshape(num, -1)
-
-
-def fit_basis(
-    generator: Generator,
-    key: jax.Array,
-    num_samples: int = 10_000,
-    *,
-    metric: Metric = "image",
-    num_jacobians: int = 64,
-    memory: int | None = None,
-    progress=None,
-) -> Basis:
-    """Fits the basis of a generator's natural latents.
-
-    Args:
-      generator: where the latents come from.
-      key: PRNG key of the draws.
-      num_samples: latents for mean and covariance; the published protocol takes 10,000.
-      metric: "latent" is PCA, as published. "image" orders directions by how much natural images
-        vary along them for the change they cost; see `image_metric.image_basis`.
-      num_jacobians: latents that the image metric is averaged over.
-      memory: bytes that the tangents of a Jacobian may take; by default 4 GiB.
-      progress: called with (Jacobians done, in all).
-
-    Returns:
-      The `Basis`.
-
-    Raises:
-      InputError: for another metric, or a generator that draws no latents.
-    """
-    if metric not in ("image", "latent"):
-        raise InputError(f"metric {metric!r}: choose 'image' or 'latent'")
-    key_latents, key_metric = jax.random.split(key)
-    if metric == "latent":
-        return pca(sample_latents(generator, key, num_samples))
-    from fpjax.fingerprint.image_metric import image_basis, image_metric
-
-    latents = sample_latents(generator, key_latents, num_samples)
-    at = sample_latents(generator, key_metric, num_jacobians)
-    options = {} if memory is None else {"memory": memory}
-    gram = image_metric(generator, at, progress=progress, **options)
-    return image_basis(latents, gram)

@@ -5,22 +5,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, PRNGKeyArray, Shaped, UInt8
 
-from fpjax.data.files import save_image, to_uint8
 from fpjax.errors import InputError
+from fpjax.fingerprint.decode import decode_images
 from fpjax.fingerprint.keys import check_keys, to_symbols
 from fpjax.fingerprint.scheme import Scheme
-from fpjax.models.generator import Generator
+from fpjax.io.images import save_image, to_uint8
 
 Array = jax.Array
-
-BATCH = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,12 +36,12 @@ class Generated:
       keys: (B, L) uint8.
     """
 
-    images: np.ndarray
-    float_images: np.ndarray
-    latents: np.ndarray
-    originals: np.ndarray | None
-    alpha: np.ndarray
-    keys: np.ndarray
+    images: UInt8[np.ndarray, "batch height width channels"]
+    float_images: Float[np.ndarray, "batch height width channels"]
+    latents: Float[np.ndarray, "batch ..."]
+    originals: UInt8[np.ndarray, "batch height width channels"] | None
+    alpha: Float[np.ndarray, "batch coordinates"]
+    keys: UInt8[np.ndarray, "batch length"]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -71,11 +70,6 @@ class Generated:
         return paths
 
 
-@jax.jit
-def _decode(generator: Generator, latents: Array) -> Array:
-    return jnp.clip(generator.decode(generator.params, latents), -1, 1)
-
-
 @functools.partial(jax.jit, static_argnums=1)
 def _normal(key: Array, shape: tuple[int, int]) -> Array:
     return jax.random.normal(key, shape, "float32")
@@ -91,33 +85,7 @@ def _latents_of(scheme: Scheme, alpha: Array, symbols: Array) -> Array:
     return scheme.latents_of(alpha, symbols)
 
 
-def decode_images(generator: Generator, latents, batch: int = BATCH) -> np.ndarray:
-    """Images (N, H, W, C) float32 in [-1, 1] of latents, a batch at a time through one program.
-
-    Args:
-      generator: what makes the images.
-      latents: (N, *latent_shape).
-      batch: images made at once.
-    """
-    latents = np.asarray(jax.device_get(latents), np.float32)
-    count = len(latents)
-    batch = max(1, min(batch, count))
-    padded = np.concatenate([latents, np.repeat(latents[:1], -count % batch, axis=0)])
-    parts = [
-        np.asarray(jax.device_get(_decode(generator, jax.device_put(padded[i : i + batch]))))
-        for i in range(0, len(padded), batch)
-    ]
-    if not parts:
-        return np.zeros((0, *generator.image_shape), np.float32)
-    return np.concatenate(parts)[:count]
-
-
-def natural_images(generator: Generator, key: Array, num: int) -> np.ndarray:
-    """(num, H, W, C) uint8 images of natural latents, as a user without a key would get them."""
-    return to_uint8(decode_images(generator, generator.natural_latents(key, num)))
-
-
-def embed(scheme: Scheme, alpha, keys) -> np.ndarray:
+def embed(scheme: Scheme, alpha, keys) -> Float[np.ndarray, "batch ..."]:
     """Latents (B, *latent_shape) of alpha (B, K - L) and keys (B, L); see `Scheme.embed`."""
     keys = check_keys(keys, scheme.key_length)
     alpha = np.asarray(jax.device_get(alpha), np.float32)
@@ -130,7 +98,7 @@ def embed(scheme: Scheme, alpha, keys) -> np.ndarray:
     return np.asarray(jax.device_get(_latents_of(*operands)))
 
 
-def project(scheme: Scheme, latents) -> np.ndarray:
+def project(scheme: Scheme, latents) -> Float[np.ndarray, "batch coordinates"]:
     """Coordinates alpha (B, K - L) of natural latents (B, *latent_shape)."""
     operands = jax.device_put((scheme.without_calibration(), latents))
     return np.asarray(jax.device_get(_project(*operands)))
@@ -138,8 +106,8 @@ def project(scheme: Scheme, latents) -> np.ndarray:
 
 def generate(
     scheme: Scheme,
-    key: Array,
-    keys,
+    key: PRNGKeyArray,
+    keys: Shaped[Array | np.ndarray, "batch length"] | Sequence[Sequence[int]],
     *,
     alpha: Literal["projected", "sampled"] = "projected",
 ) -> Generated:

@@ -118,7 +118,7 @@ def rounding_slack(quadratic: Quadratic) -> np.ndarray:
     return 1e-13 * (np.abs(information).sum((1, 2)) + np.abs(linear).sum(1))
 
 
-def indefiniteness(information: np.ndarray) -> np.ndarray:
+def indefiniteness(information: np.ndarray) -> np.ndarray | np.float64:
     """What must be added to the diagonal to make an information positive semi-definite, (...).
 
     >>> indefiniteness(np.diag([1.0, -0.5])).tolist()

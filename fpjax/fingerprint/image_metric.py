@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
+from jaxtyping import Float
 
-from fpjax.fingerprint.basis import Basis, centre, row_signs
+from fpjax.fingerprint.basis import Basis, Metric, centre, row_signs
 from fpjax.models.generator import Generator
 from fpjax.models.jacobian import DEFAULT_MEMORY, block_size, jacobian_rows, tangent_bytes
 
@@ -33,8 +35,9 @@ a finite length."""
 
 def image_metric(
     generator: Generator,
-    latents: np.ndarray,
+    latents: Float[np.ndarray, "num size"],
     *,
+    lpips: Any = None,
     memory: int = DEFAULT_MEMORY,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
@@ -43,45 +46,56 @@ def image_metric(
     Args:
       generator: what makes the images.
       latents: (N, D) flattened latents to average over; 64 are enough for the bundled generator.
+      lpips: parameters of LPIPS-VGG16 (`fpjax.perceptual.load_lpips("vgg")`): the change of an
+        image is then measured by LPIPS, whose square root is a distance of features.
       memory: bytes that the tangents of a Jacobian may take.
       progress: called with (latents done, in all).
 
     Returns:
       (D, D) float64, symmetric positive semi-definite, in units of squared image change (images in
-      [-1, 1], summed over pixels) a squared latent unit.
+      [-1, 1], summed over pixels), or of LPIPS, a squared latent unit.
     """
     dimension = generator.latent_size
     point = jax.ShapeDtypeStruct((dimension,), jnp.float32)
-    each = tangent_bytes(functools.partial(_image, generator), point)
-    block = block_size(dimension, each, memory)
+    block = block_size(dimension, tangent_bytes(_seen, point, generator, lpips), memory)
     total = np.zeros((dimension, dimension))
     for i, latent in enumerate(latents):
-        rows = np.asarray(jax.device_get(_rows(generator, jax.device_put(latent), block)))
-        rows = rows.astype(np.float64)
+        rows = jax.device_get(_rows(jax.device_put(latent), generator, lpips, block))
+        rows = np.asarray(rows, np.float64)
         total += rows @ rows.T
         if progress is not None:
             progress(i + 1, len(latents))
     return total / len(latents)
 
 
-def _image(generator: Generator, latent: jax.Array) -> jax.Array:
-    latents = latent.reshape(1, *generator.latent_shape)
-    return generator.decode(generator.params, latents).reshape(-1)
+def _seen(latent: jax.Array, generator: Generator, lpips: Any) -> jax.Array:
+    """What is compared, (M,): pixels, or features whose squared distance is LPIPS."""
+    image = generator.decode(generator.params, latent.reshape(1, *generator.latent_shape))
+    if lpips is not None:
+        from fpjax import perceptual
+
+        image = perceptual.lpips_features(lpips, image)
+    return image.reshape(-1)
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _rows(generator: Generator, latent: jax.Array, block: int) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=3)
+def _rows(latent: jax.Array, generator: Generator, lpips: Any, block: int) -> jax.Array:
     tangents = jnp.eye(generator.latent_size, dtype=jnp.float32)
-    _, rows = jacobian_rows(functools.partial(_image, generator), latent, tangents, block=block)
-    return rows
+    seen = functools.partial(_seen, generator=generator, lpips=lpips)
+    return jacobian_rows(seen, latent, tangents, block=block)[1]
 
 
-def image_basis(latents: np.ndarray, metric: np.ndarray) -> Basis:
+def image_basis(
+    latents: Float[np.ndarray, "num size"],
+    metric: Float[np.ndarray, "size size"],
+    name: Metric = "image",
+) -> Basis:
     """The basis of natural latents in a metric; see the module's text.
 
     Args:
       latents: (N, D) natural latents, N > D for a covariance of full rank.
       metric: (D, D), such as `image_metric` gives.
+      name: what the metric measures, "image" or "lpips".
 
     Returns:
       The `Basis` of D directions, by descending natural standard deviation in image units.
@@ -98,7 +112,7 @@ def image_basis(latents: np.ndarray, metric: np.ndarray) -> Basis:
     variances, vectors = np.linalg.eigh(lower.T @ covariance @ lower)
     order = np.argsort(variances)[::-1]
     variances, vectors = variances[order], vectors[:, order]
-    directions = scipy.linalg.solve_triangular(lower, vectors, lower=True, trans="T").T
+    directions = scipy.linalg.solve_triangular(lower, vectors, lower=True, trans=1).T
     dual = (lower @ vectors).T
     signs = row_signs(directions)[:, None]
     return Basis(
@@ -107,7 +121,7 @@ def image_basis(latents: np.ndarray, metric: np.ndarray) -> Basis:
         dual=(dual * signs).astype(np.float32),
         std=np.sqrt(np.maximum(variances, 0)).astype(np.float32),
         num_samples=len(centred),
-        metric="image",
+        metric=name,
     )
 
 

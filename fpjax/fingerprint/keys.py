@@ -8,13 +8,14 @@ from typing import Literal
 
 import jax
 import numpy as np
+from jaxtyping import PRNGKeyArray, UInt8
 
 from fpjax.errors import InputError
 
 Levels = Literal["binary", "antipodal"]
 
 
-def sample_keys(key: jax.Array, num: int, length: int) -> np.ndarray:
+def sample_keys(key: PRNGKeyArray, num: int, length: int) -> UInt8[np.ndarray, "num length"]:
     """Draws keys from a PRNG key: repeatable, for studies.
 
     Whoever knows the PRNG key knows the keys; `secret_keys` is for real users.
@@ -40,7 +41,7 @@ def _uniform(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
     return jax.random.uniform(key, shape, "float32")
 
 
-def secret_keys(num: int, length: int) -> np.ndarray:
+def secret_keys(num: int, length: int) -> UInt8[np.ndarray, "num length"]:
     """Draws keys from the operating system's cryptographic source.
 
     Returns:

@@ -18,11 +18,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
-from fpjax.errors import FpjaxError, InputError
+from fpjax.errors import InputError
 from fpjax.fingerprint.basis import Basis
 from fpjax.fingerprint.calibration import Calibration
 from fpjax.fingerprint.keys import Levels, check_keys, to_symbols
+from fpjax.fingerprint.scheme_files import open_scheme, save_scheme
 from fpjax.models.checkpoint import canonical_json
 from fpjax.models.generator import Generator, static
 
@@ -31,10 +33,6 @@ Array = jax.Array
 LEFT_OUT_PSNR = 50.0
 """Decibels, by the image metric, between natural images and those whose latents keep the mean along
 the directions that `Scheme.create` leaves out."""
-
-
-class SchemeError(FpjaxError, ValueError):
-    """A scheme that is damaged, of a newer format, or of another generator."""
 
 
 @jax.tree_util.register_dataclass
@@ -56,7 +54,7 @@ class Scheme:
 
     generator: Generator
     basis: Basis
-    strength: float
+    strength: Array | float
     key_length: int = static()
     shift: int = static()
     levels: Levels = static(default="antipodal")
@@ -189,14 +187,14 @@ class Scheme:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
-    def project(self, latents: Array) -> Array:
+    def project(self, latents: Float[Array, "batch ..."]) -> Float[Array, "batch coordinates"]:
         """alpha = dual_U (w - mean): natural latents (B, *latent_shape) -> (B, K - L)."""
         flat = jnp.asarray(latents).reshape(latents.shape[0], -1)
         return (flat - jnp.asarray(self.basis.mean)[None]) @ self.split(
             jnp.asarray(self.basis.dual)
         )[0].T
 
-    def embed(self, alpha: Array, keys) -> Array:
+    def embed(self, alpha: Float[Array, "batch coordinates"], keys) -> Float[Array, "batch ..."]:
         """w_key = mean + U^T alpha + sigma V^T symbols.
 
         Args:
@@ -214,7 +212,11 @@ class Scheme:
             raise InputError(f"{len(keys)} keys for {alpha.shape[0]} latents")
         return self.latents_of(alpha, jnp.asarray(to_symbols(keys, self.levels)))
 
-    def latents_of(self, alpha: Array, symbols: Array) -> Array:
+    def latents_of(
+        self,
+        alpha: Float[Array, "batch coordinates"],
+        symbols: Float[Array, "batch symbols"],
+    ) -> Float[Array, "batch ..."]:
         """Latents of alpha (B, K - L) and real-valued symbols (B, L); differentiable in both."""
         free, fingerprint = self.split(jnp.asarray(self.basis.directions))
         strength = jnp.asarray(self.strength, jnp.float32)
@@ -223,7 +225,9 @@ class Scheme:
         )
         return flat.reshape(alpha.shape[0], *self.generator.latent_shape)
 
-    def decode(self, latents: Array) -> Array:
+    def decode(
+        self, latents: Float[Array, "batch ..."]
+    ) -> Float[Array, "batch height width channels"]:
         """Images (B, *image_shape) of latents, not clipped."""
         return self.generator.decode(self.generator.params, latents)
 
@@ -233,13 +237,28 @@ class Scheme:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes a folder that `Scheme.load` opens, atomically; see `scheme_files.save_scheme`."""
-        from fpjax.fingerprint.scheme_files import save_scheme
-
         save_scheme(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike, generator: Generator | None = None) -> Scheme:
         """Opens a saved scheme; see `scheme_files.open_scheme`."""
-        from fpjax.fingerprint.scheme_files import open_scheme
+        return open_scheme(cls.create, path, generator)
 
-        return open_scheme(path, generator)
+
+def load_scheme(name_or_path: str | os.PathLike, generator: Generator | None = None) -> Scheme:
+    """Opens the ready-made scheme of a bundled generator by its name, or a saved scheme's folder.
+
+    Args:
+      name_or_path: "avatars-stylegan2", or a folder.
+      generator: the generator the scheme belongs to, where it is not a bundled one.
+
+    Raises:
+      SchemeError: if the folder is no scheme, damaged, or of another generator.
+
+    >>> load_scheme("avatars-stylegan2").key_length
+    64
+    """
+    from fpjax import zoo
+
+    text = os.fspath(name_or_path)
+    return Scheme.load(zoo.scheme_path(text) if text in zoo.scheme_names() else text, generator)

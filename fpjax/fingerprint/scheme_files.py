@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from fpjax.data.atomic import atomic_directory
 from fpjax.errors import FpjaxError
 from fpjax.fingerprint.basis import Basis
 from fpjax.fingerprint.calibration import Calibration
-from fpjax.fingerprint.embed import decode_images
-from fpjax.fingerprint.scheme import Scheme, SchemeError
+from fpjax.fingerprint.decode import decode_images
+from fpjax.io.atomic import atomic_directory
 from fpjax.models.checkpoint import load_tensors
 from fpjax.models.generator import Generator
 
@@ -44,7 +44,11 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 }
 
 
-def save_scheme(scheme: Scheme, path: str | os.PathLike) -> None:
+class SchemeError(FpjaxError, ValueError):
+    """A scheme that is damaged, of a newer format, or of another generator."""
+
+
+def save_scheme(scheme: Any, path: str | os.PathLike) -> None:
     """Writes a scheme to a new folder, atomically.
 
     Raises:
@@ -74,10 +78,13 @@ def save_scheme(scheme: Scheme, path: str | os.PathLike) -> None:
             scheme.calibration.write(folder)
 
 
-def open_scheme(path: str | os.PathLike, generator: Generator | None = None) -> Scheme:
+def open_scheme(
+    create: Callable[..., Any], path: str | os.PathLike, generator: Generator | None = None
+) -> Any:
     """Opens a saved scheme.
 
     Args:
+      create: `Scheme.create`.
       path: the folder.
       generator: the generator it belongs to; by default the bundled one of the recorded name.
 
@@ -105,7 +112,7 @@ def open_scheme(path: str | os.PathLike, generator: Generator | None = None) -> 
             ndim = 2 if name in ("directions", "dual") else 1
             if array.dtype != np.float32 or array.ndim != ndim or not np.isfinite(array).all():
                 raise SchemeError(f"its basis has a {name} of {array.dtype} {array.shape}")
-        scheme = Scheme.create(
+        scheme = create(
             generator,
             basis,
             *(header[name] for name in ("key_length", "shift", "strength", "levels", "code")),
@@ -121,27 +128,8 @@ def open_scheme(path: str | os.PathLike, generator: Generator | None = None) -> 
     if scheme.id != header["scheme_id"]:
         raise SchemeError(f"{path}: damaged (its contents do not give its recorded identity)")
     if type(generator) is Generator:
-        _compare_probe(path, generator, basis.mean, arrays.get("probe/image"))
+        _compare_probe(path, generator, arrays["basis/mean"], arrays.get("probe/image"))
     return scheme.replace(calibration=calibration)
-
-
-def load_scheme(name_or_path: str | os.PathLike, generator: Generator | None = None) -> Scheme:
-    """Opens the ready-made scheme of a bundled generator by its name, or a saved scheme's folder.
-
-    Args:
-      name_or_path: "avatars-stylegan2", or a folder.
-      generator: the generator the scheme belongs to, where it is not a bundled one.
-
-    Raises:
-      SchemeError: if the folder is no scheme, damaged, or of another generator.
-
-    >>> load_scheme("avatars-stylegan2").key_length
-    64
-    """
-    from fpjax import zoo
-
-    text = os.fspath(name_or_path)
-    return open_scheme(zoo.scheme_path(text) if text in zoo.scheme_names() else text, generator)
 
 
 def _bound_generator(path: Path, header: dict[str, Any], generator: Generator | None) -> Generator:
@@ -157,9 +145,10 @@ def _bound_generator(path: Path, header: dict[str, Any], generator: Generator | 
         generator = load_generator(name)
     noise = header.get("noise", "const")
     if noise != generator.noise:
-        if not hasattr(generator, "with_noise") or noise not in ("const", "none"):
+        with_noise = getattr(generator, "with_noise", None)
+        if with_noise is None or noise not in ("const", "none"):
             raise SchemeError(f"{path}: made with noise {noise!r:.20}, unknown to this generator")
-        generator = generator.with_noise(noise)
+        generator = cast(Generator, with_noise(noise))
     if header["generator_sha256"] != generator.sha256:
         raise SchemeError(
             f"{path}: made for generator {name!r:.80} with SHA-256 "

@@ -18,12 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Float, Int, Shaped
 
 from fpjax.errors import InputError
 from fpjax.fingerprint.keys import level_range
 from fpjax.inversion.information import decide_bits
 from fpjax.inversion.observation import pixel_residual
-from fpjax.inversion.problem import Problem
+from fpjax.inversion.problem import Problem, check_images
 from fpjax.inversion.solution import RUNNING, Solution, Status
 from fpjax.inversion.solvers.base import Solver
 from fpjax.inversion.solvers.levenberg_marquardt import LevenbergMarquardt
@@ -50,35 +51,12 @@ jax.tree_util.register_pytree_node(
 )
 
 
-def check_images(problem: Problem, images) -> np.ndarray:
-    """Images as (B, H, W, C) float32 in [-1, 1], or what does not fit.
-
-    Raises:
-      InputError: for another shape or type, or floats outside [-1, 1].
-    """
-    images = np.asarray(jax.device_get(images))
-    shape = problem.scheme.generator.image_shape
-    if images.ndim != 4 or images.shape[1:] != shape:
-        raise InputError(
-            f"images have shape {images.shape}: expected (B, {', '.join(map(str, shape))})"
-        )
-    if images.dtype == np.uint8:
-        return images.astype(np.float32) / np.float32(127.5) - 1
-    if not np.issubdtype(images.dtype, np.floating):
-        raise InputError(f"images are {images.dtype}: expected uint8, or float in [-1, 1]")
-    with np.errstate(invalid="ignore"):
-        outside = np.abs(images) > 1 + 1e-3
-    if outside.any() and not np.isinf(images[outside]).all():
-        raise InputError("float images have values outside [-1, 1]; pass 0..255 as uint8")
-    return images.astype(np.float32)
-
-
 def invert(
     problem: Problem,
-    images,
+    images: Shaped[Array | np.ndarray, "batch height width channels"],
     solver: Solver | None = None,
     *,
-    starts=None,
+    starts: Float[Array | np.ndarray, "*images starts unknowns"] | None = None,
     memory: int = DEFAULT_MEMORY,
     mesh: Mesh | None = None,
     progress: Progress | None = None,
@@ -114,14 +92,14 @@ def invert(
 
 def invert_iter(
     problem: Problem,
-    images,
+    images: Shaped[Array | np.ndarray, "batch height width channels"],
     solver: Solver | None = None,
     *,
-    starts=None,
+    starts: Float[Array | np.ndarray, "*images starts unknowns"] | None = None,
     memory: int = DEFAULT_MEMORY,
     mesh: Mesh | None = None,
     progress: Progress | None = None,
-) -> Iterator[tuple[np.ndarray, Solution]]:
+) -> Iterator[tuple[Int[np.ndarray, " finished"], Solution]]:
     """Like `invert`, but yields images as they are finished, so that long work can be saved.
 
     Yields:

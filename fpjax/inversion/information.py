@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import solve_triangular
+from jaxtyping import Float, Shaped
 
 from fpjax.inversion.prior import GaussianPrior
-from fpjax.inversion.problem import Problem
+from fpjax.inversion.problem import Problem, check_images
 from fpjax.models.jacobian import DEFAULT_MEMORY, block_size, jacobian_rows, tangent_bytes
 
 Array = jax.Array
@@ -111,7 +112,11 @@ def _key_information(problem: Problem, unknowns: Array, targets: Array, block: i
 
 
 def key_information(
-    problem: Problem, unknowns, images, *, memory: int = DEFAULT_MEMORY
+    problem: Problem,
+    unknowns: Float[Array | np.ndarray, "batch unknowns"],
+    images: Shaped[Array | np.ndarray, "batch height width channels"],
+    *,
+    memory: int = DEFAULT_MEMORY,
 ) -> KeyInformation:
     """Information about the symbols at given unknowns.
 
@@ -124,14 +129,12 @@ def key_information(
     Returns:
       S (B, L, L) and h (B, L), NumPy float32.
     """
-    from fpjax.inversion.driver import check_images
-
     problem = problem.prepared()
     targets = check_images(problem, images)
     block = tangents_in_block(problem, memory)
     operands = jax.device_put((problem, np.asarray(unknowns, np.float32), targets))
     found = jax.device_get(_key_information(*operands, block))
-    return KeyInformation(*(np.asarray(value) for value in found))
+    return jax.tree.map(np.asarray, found)
 
 
 def decide_bits(soft_bits: np.ndarray, information: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import log_ndtr
+from jaxtyping import Float, PRNGKeyArray, UInt8
 
 from fpjax.errors import InputError
 
@@ -34,15 +35,17 @@ LEAK = 0.1
 
 @runtime_checkable
 class Observation(Protocol):
-    """What an inversion needs to know about a file's history.
+    """What an inversion needs to know about a file's history."""
 
-    Attributes:
-      name: short, stable; reported with every answer.
-    """
+    name: ClassVar[str]
+    """Short and stable; reported with every answer."""
 
-    name: str
-
-    def residual(self, image: Array, target: Array, leak: Array | float = 0.0) -> Array:
+    def residual(
+        self,
+        image: Float[Array, "height width channels"],
+        target: Float[Array, "height width channels"],
+        leak: Array | float = 0.0,
+    ) -> Float[Array, " residuals"]:
         """Differences in units of the noise.
 
         Args:
@@ -55,11 +58,17 @@ class Observation(Protocol):
         """
         ...
 
-    def counted(self, image: Array, target: Array) -> Array:
+    def counted(
+        self,
+        image: Float[Array, "height width channels"],
+        target: Float[Array, "height width channels"],
+    ) -> Float[Array, " residuals"]:
         """(M,) float32 of 0 and 1: the entries of the residual that say something."""
         ...
 
-    def simulate(self, key: Array, images: Array) -> Array:
+    def simulate(
+        self, key: PRNGKeyArray, images: Float[Array, "batch height width channels"]
+    ) -> UInt8[Array, "batch height width channels"]:
         """Files of images: (B, H, W, C) float32, not clipped -> the same shape, uint8."""
         ...
 
@@ -68,7 +77,7 @@ class Observation(Protocol):
 def leaky_clip(x: Array, leak: Array) -> Array:
     """Clips to [-1, 1]; outside, the derivative is `leak` instead of 0.
 
-    >>> jax.jvp(lambda x: leaky_clip(x, 0.1), (2.0,), (1.0,))
+    >>> jax.jvp(lambda x: leaky_clip(x, 0.1), (jnp.float32(2),), (jnp.float32(1),))
     (Array(1., dtype=float32), Array(0.1, dtype=float32))
     """
     del leak
@@ -104,17 +113,28 @@ class Rounded8Bit:
 
     name: ClassVar[str] = "rounded-8bit"
 
-    def residual(self, image: Array, target: Array, leak: Array | float = 0.0) -> Array:
+    def residual(
+        self,
+        image: Float[Array, "height width channels"],
+        target: Float[Array, "height width channels"],
+        leak: Array | float = 0.0,
+    ) -> Float[Array, " residuals"]:
         """See `Observation`; overshooting a saturated pixel costs nothing, so no leak is needed."""
         del leak
         return _censored(image, target).reshape(-1) / ROUNDING_STD
 
-    def counted(self, image: Array, target: Array) -> Array:
+    def counted(
+        self,
+        image: Float[Array, "height width channels"],
+        target: Float[Array, "height width channels"],
+    ) -> Float[Array, " residuals"]:
         """All pixels but the saturated ones that the generator overshoots."""
         said = (jnp.abs(target) < _EDGE) | (_censored(image, target) != 0)
         return said.reshape(-1).astype(jnp.float32)
 
-    def simulate(self, key: Array, images: Array) -> Array:
+    def simulate(
+        self, key: PRNGKeyArray, images: Float[Array, "batch height width channels"]
+    ) -> UInt8[Array, "batch height width channels"]:
         """Rounds; the PRNG key is not used."""
         del key
         return to_8bit(images)
@@ -159,7 +179,12 @@ class Gaussian:
         """Noise and rounding together."""
         return jnp.sqrt(jnp.asarray(self.std, jnp.float32) ** 2 + ROUNDING_STD**2)
 
-    def residual(self, image: Array, target: Array, leak: Array | float = 0.0) -> Array:
+    def residual(
+        self,
+        image: Float[Array, "height width channels"],
+        target: Float[Array, "height width channels"],
+        leak: Array | float = 0.0,
+    ) -> Float[Array, " residuals"]:
         """See `Observation`."""
         clipped = leaky_clip(image, jnp.asarray(leak, image.dtype))
         std = self.total_std
@@ -169,12 +194,18 @@ class Gaussian:
         residual = jnp.where(target >= _EDGE, high, jnp.where(target <= -_EDGE, low, plain))
         return residual.reshape(-1)
 
-    def counted(self, image: Array, target: Array) -> Array:
+    def counted(
+        self,
+        image: Float[Array, "height width channels"],
+        target: Float[Array, "height width channels"],
+    ) -> Float[Array, " residuals"]:
         """Unsaturated pixels: there the residual has unit variance."""
         del image
         return (jnp.abs(target) < _EDGE).reshape(-1).astype(jnp.float32)
 
-    def simulate(self, key: Array, images: Array) -> Array:
+    def simulate(
+        self, key: PRNGKeyArray, images: Float[Array, "batch height width channels"]
+    ) -> UInt8[Array, "batch height width channels"]:
         """Clips, adds noise, clips and rounds."""
         noise = jax.random.normal(key, images.shape, jnp.float32)
         return to_8bit(jnp.clip(images, -1, 1) + jnp.asarray(self.std, jnp.float32) * noise)

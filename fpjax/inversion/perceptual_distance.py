@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from fpjax.inversion.observation import Rounded8Bit
 
@@ -37,7 +38,11 @@ class LPIPSDistance(Rounded8Bit):
 
         return LPIPSDistance(perceptual.load_lpips("vgg"))
 
-    def distance(self, image: Array, target: Array) -> Array:
+    def distance(
+        self,
+        image: Float[Array, "height width channels"],
+        target: Float[Array, "height width channels"],
+    ) -> Float[Array, ""]:
         """LPIPS of one image, ()."""
         from fpjax import perceptual
 

@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from fpjax.errors import InputError
 from fpjax.fingerprint.keys import level_range
@@ -21,7 +22,7 @@ Array = jax.Array
 class Prior(Protocol):
     """What an inversion needs of a prior."""
 
-    def penalty(self, scheme: Scheme, unknowns: Array) -> Array:
+    def penalty(self, scheme: Scheme, unknowns: Float[Array, " unknowns"]) -> Float[Array, ""]:
         """Cost of unknowns (K,), alpha first: negative log-density up to a constant, ()."""
         ...
 
@@ -41,7 +42,9 @@ class GaussianPrior:
         if not self.scale > 0:
             raise InputError(f"scale {self.scale}: expected a positive number")
 
-    def mean_and_std(self, scheme: Scheme) -> tuple[Array, Array]:
+    def mean_and_std(
+        self, scheme: Scheme
+    ) -> tuple[Float[Array, " unknowns"], Float[Array, " unknowns"]]:
         """Mean and standard deviation of the unknowns, alpha first, each (K,)."""
         centre, half = level_range(scheme.levels)
         natural = jnp.asarray(scheme.alpha_std)
@@ -55,7 +58,7 @@ class GaussianPrior:
         mean = jnp.concatenate([jnp.zeros_like(natural), jnp.full(length, centre, jnp.float32)])
         return mean, jnp.concatenate([natural, jnp.full(length, half, jnp.float32)])
 
-    def penalty(self, scheme: Scheme, unknowns: Array) -> Array:
+    def penalty(self, scheme: Scheme, unknowns: Float[Array, " unknowns"]) -> Float[Array, ""]:
         """See `Prior`."""
         mean, std = self.mean_and_std(scheme)
         return 0.5 * jnp.sum(((unknowns - mean) / std) ** 2)
@@ -72,7 +75,7 @@ class BoundsPrior:
 
     weight: float = static(default=0.1)
 
-    def penalty(self, scheme: Scheme, unknowns: Array) -> Array:
+    def penalty(self, scheme: Scheme, unknowns: Float[Array, " unknowns"]) -> Float[Array, ""]:
         """See `Prior`."""
         alpha = unknowns[: scheme.num_alpha]
         excess = jax.nn.relu(jnp.abs(alpha) - 3 * jnp.asarray(scheme.alpha_std))

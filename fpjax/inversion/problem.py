@@ -13,6 +13,8 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
 
 from fpjax.errors import InputError
 from fpjax.fingerprint.keys import level_range
@@ -63,13 +65,14 @@ class Problem:
 
     def prepared(self) -> Problem:
         """The problem as programs take it: without calibration, with all its weights loaded."""
-        observation = self.observation
-        if hasattr(observation, "loaded"):
-            observation = observation.loaded()
+        loaded = getattr(self.observation, "loaded", None)
+        observation = self.observation if loaded is None else loaded()
         scheme = self.scheme.without_calibration()
         return dataclasses.replace(self, scheme=scheme, observation=observation)
 
-    def symbols_of(self, unknowns: Array) -> Array:
+    def symbols_of(
+        self, unknowns: Float[Array, "*lanes unknowns"]
+    ) -> Float[Array, "*lanes symbols"]:
         """Symbols (..., L) that unknowns (..., K) stand for."""
         raw = unknowns[..., self.scheme.num_alpha :]
         if self.symbols == "relaxed":
@@ -77,12 +80,12 @@ class Problem:
         centre, half = level_range(self.scheme.levels)
         return centre + half * (2 * jax.nn.sigmoid(raw) - 1)
 
-    def bits_of(self, unknowns: Array) -> Array:
+    def bits_of(self, unknowns: Float[Array, "*lanes unknowns"]) -> Float[Array, "*lanes symbols"]:
         """Soft bits (..., L): 0 and 1 are the two levels, 0.5 is undecided."""
         centre, half = level_range(self.scheme.levels)
         return 0.5 + (self.symbols_of(unknowns) - centre) / (2 * half)
 
-    def bounded(self, unknowns: Array) -> Array:
+    def bounded(self, unknowns: Float[Array, " unknowns"]) -> Float[Array, " unknowns"]:
         """Unknowns (K,) with relaxed symbols kept within one spacing of the two levels."""
         if self.symbols != "relaxed":
             return unknowns
@@ -91,20 +94,51 @@ class Problem:
         symbols = jnp.clip(unknowns[free:], centre - 3 * half, centre + 3 * half)
         return jnp.concatenate([unknowns[:free], symbols])
 
-    def image(self, unknowns: Array) -> Array:
+    def image(self, unknowns: Float[Array, " unknowns"]) -> Float[Array, "height width channels"]:
         """Image (H, W, C) of unknowns (K,), not clipped."""
         alpha = unknowns[None, : self.scheme.num_alpha]
         return self.scheme.decode(self.scheme.latents_of(alpha, self.symbols_of(unknowns)[None]))[0]
 
-    def residual(self, unknowns: Array, target: Array, leak: Array | float = 0.0) -> Array:
+    def residual(
+        self,
+        unknowns: Float[Array, " unknowns"],
+        target: Float[Array, "height width channels"],
+        leak: Array | float = 0.0,
+    ) -> Float[Array, " residuals"]:
         """Residual (M,) of unknowns (K,) and a file (H, W, C), in units of the noise."""
         return self.observation.residual(self.image(unknowns), target, leak)
 
-    def cost(self, unknowns: Array, target: Array) -> Array:
+    def cost(
+        self, unknowns: Float[Array, " unknowns"], target: Float[Array, "height width channels"]
+    ) -> Float[Array, ""]:
         """What is minimised, in nats up to a constant, ()."""
         image = self.image(unknowns)
-        if hasattr(self.observation, "distance"):
-            distance = self.observation.distance(image, target)
+        measure = getattr(self.observation, "distance", None)
+        if measure is not None:
+            distance = measure(image, target)
         else:
             distance = 0.5 * jnp.sum(self.observation.residual(image, target) ** 2)
         return distance + self.prior.penalty(self.scheme, unknowns)
+
+
+def check_images(problem: Problem, images) -> Float[np.ndarray, "batch height width channels"]:
+    """Images as (B, H, W, C) float32 in [-1, 1], or what does not fit.
+
+    Raises:
+      InputError: for another shape or type, or floats outside [-1, 1].
+    """
+    images = np.asarray(jax.device_get(images))
+    shape = problem.scheme.generator.image_shape
+    if images.ndim != 4 or images.shape[1:] != shape:
+        raise InputError(
+            f"images have shape {images.shape}: expected (B, {', '.join(map(str, shape))})"
+        )
+    if images.dtype == np.uint8:
+        return images.astype(np.float32) / np.float32(127.5) - 1
+    if not np.issubdtype(images.dtype, np.floating):
+        raise InputError(f"images are {images.dtype}: expected uint8, or float in [-1, 1]")
+    with np.errstate(invalid="ignore"):
+        outside = np.abs(images) > 1 + 1e-3
+    if outside.any() and not np.isinf(images[outside]).all():
+        raise InputError("float images have values outside [-1, 1]; pass 0..255 as uint8")
+    return images.astype(np.float32)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int, UInt8
 
 
 class Status(enum.IntEnum):
@@ -49,21 +51,21 @@ class Solution:
         k^T S k / 2 - h^T k up to a constant, so that S k_hat = h for the best k_hat.
     """
 
-    keys: np.ndarray
-    soft_bits: np.ndarray
-    alpha: np.ndarray
-    residual: np.ndarray
-    noise_ratio: np.ndarray
-    loss: np.ndarray
-    steps: np.ndarray
-    status: np.ndarray
-    information: np.ndarray | None = None
-    linear: np.ndarray | None = None
+    keys: UInt8[np.ndarray, "batch length"]
+    soft_bits: Float[np.ndarray, "batch length"]
+    alpha: Float[np.ndarray, "batch coordinates"]
+    residual: Float[np.ndarray, " batch"]
+    noise_ratio: Float[np.ndarray, " batch"]
+    loss: Float[np.ndarray, " batch"]
+    steps: Int[np.ndarray, " batch"]
+    status: Int[np.ndarray, " batch"]
+    information: Float[np.ndarray, "batch length length"] | None = None
+    linear: Float[np.ndarray, "batch length"] | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def score(self, symbols: np.ndarray) -> np.ndarray:
+    def score(self, symbols: np.ndarray) -> Float[np.ndarray, " batch"]:
         """D = (k - k_hat)^T S (k - k_hat) of one candidate an image, (B,) float64.
 
         For the true symbols it has mean L. Directions of the key that an image says nothing about
@@ -91,9 +93,11 @@ class Solution:
             values = [getattr(part, name) for part in parts]
             return None if any(v is None for v in values) else np.concatenate(values)
 
-        return cls(**{field.name: join(field.name) for field in dataclasses.fields(cls)})
+        values: dict[str, Any] = {f.name: join(f.name) for f in dataclasses.fields(cls)}
+        return cls(**values)
 
     def take(self, rows) -> Solution:
         """The solution of some of the images."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Solution(**{k: None if v is None else v[rows] for k, v in values.items()})
+        whole = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values: dict[str, Any] = {k: None if v is None else v[rows] for k, v in whole.items()}
+        return Solution(**values)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
+from jaxtyping import Float, PRNGKeyArray
 
 from fpjax.errors import InputError
 from fpjax.fingerprint.basis import sample_latents
 from fpjax.fingerprint.calibration import LinearStart
-from fpjax.fingerprint.embed import decode_images, embed, project
+from fpjax.fingerprint.decode import decode_images
+from fpjax.fingerprint.embed import embed, project
 from fpjax.fingerprint.keys import level_range, sample_keys, to_symbols
 from fpjax.fingerprint.scheme import Scheme
 from fpjax.inversion.observation import Observation, Rounded8Bit
@@ -24,7 +27,9 @@ NUM_FITTED_IMAGES = 12_000
 LOW_PASS_SIDE = 32
 
 
-def latin_hypercube_starts(problem: Problem, num_starts: int, seed: int = 0) -> np.ndarray:
+def latin_hypercube_starts(
+    problem: Problem, num_starts: int, seed: int = 0
+) -> Float[np.ndarray, "num_starts unknowns"]:
     """The published starts: alpha from a centred Latin hypercube in [-s, s], kappa from 0.
 
     Returns:
@@ -68,7 +73,9 @@ def _read(images: Array, weight: Array, bias: Array) -> Array:
     return low_pass(images) @ weight.astype(jnp.float32) + bias[None]
 
 
-def linear_starts(problem: Problem, images: np.ndarray) -> np.ndarray:
+def linear_starts(
+    problem: Problem, images: Float[np.ndarray, "batch height width channels"]
+) -> Float[np.ndarray, "batch unknowns"]:
     """The calibrated linear start of each image, (B, K) float32.
 
     Raises:
@@ -87,7 +94,7 @@ def linear_starts(problem: Problem, images: np.ndarray) -> np.ndarray:
 
 def fit_linear_start(
     scheme: Scheme,
-    key: Array,
+    key: PRNGKeyArray,
     num_images: int = NUM_FITTED_IMAGES,
     *,
     observation: Observation | None = None,
@@ -120,7 +127,8 @@ def fit_linear_start(
          np.full(scheme.key_length, half, np.float32)]
     )  # fmt: skip
     simulate, reduce = jax.jit(type(observation).simulate), jax.jit(low_pass)
-    gram = cross = None
+    gram: Any = None
+    cross: Any = None
     held = []
     for i, key_file in enumerate(jax.random.split(key_files, count)):
         part = slice(i * batch, (i + 1) * batch)
@@ -148,5 +156,6 @@ def fit_linear_start(
         error = np.mean((features @ weight - targets) ** 2)
         if best is None or error < best[0]:
             best = (error, weight)
+    assert best is not None
     weight = best[1] * spread[None]
     return LinearStart(weight[:-1].astype(np.float16), weight[-1].astype(np.float32))

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float, PRNGKeyArray
 
 from fpjax.errors import InputError
 from fpjax.models.checkpoint import canonical_json
@@ -124,7 +125,7 @@ class Generator:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
-    def natural_latents(self, key: Array, num: int) -> Array:
+    def natural_latents(self, key: PRNGKeyArray, num: int) -> Float[Array, "num ..."]:
         """Draws (num, *latent_shape) natural latents.
 
         Raises:
@@ -139,4 +140,5 @@ class Generator:
 
 @functools.partial(jax.jit, static_argnums=2)
 def _sample(generator: Generator, key: Array, num: int) -> Array:
+    assert generator.sample_latents is not None
     return generator.sample_latents(generator.params, key, num)

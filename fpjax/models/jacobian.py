@@ -76,13 +76,13 @@ def tangent_bytes(function: Callable[..., Array], point: Any, *arguments: Any) -
 
 def _largest(jaxpr: core.Jaxpr, varying: Sequence[Any]) -> int:
     """Bytes of operands and results of the largest operation, of what varies with the point."""
-    varying = {variable for variable in varying if isinstance(variable, core.Var)}
+    moving = {variable for variable in varying if isinstance(variable, core.Var)}
     largest = 0
     for equation in jaxpr.eqns:
-        moved = [isinstance(v, core.Var) and v in varying for v in equation.invars]
+        moved = [isinstance(v, core.Var) and v in moving for v in equation.invars]
         if not any(moved):
             continue
-        varying.update(equation.outvars)
+        moving.update(equation.outvars)
         inner = 0
         for sub in core.jaxprs_in_params(equation.params):
             matched = len(sub.invars) == len(moved)

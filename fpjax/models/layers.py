@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from fpjax.models.parameters import Array, Params, ParamSpec, Specs
 
-# A convolution that gives at most this many pixels is computed as one matrix product.
+# A convolution of at most this many pixels is computed as one matrix product.
 _MATMUL_MAX_PIXELS = 16
 
 
@@ -34,29 +34,26 @@ def convolve(x: Array, weight: Array, *, stride: int = 1, padding: Any = "SAME")
     [4.0, 6.0, 6.0, 4.0]
     """
     weight = jnp.asarray(weight, x.dtype)
-    if stride == 1 and weight.shape[:2] == (1, 1):
-        return x @ weight[0, 0]
-    if stride == 1 and padding == "SAME" and x.shape[1] * x.shape[2] <= _MATMUL_MAX_PIXELS:
-        return _convolve_as_matmul(x, weight)
+    sides, kernel, strides = x.shape[1:3], weight.shape[:2], (stride, stride)
+    if isinstance(padding, str):
+        padding = jax.lax.padtype_to_pads(sides, kernel, strides, padding)
+    pads = ((0, 0), *padding, (0, 0))
+    if stride == 1 and kernel == (1, 1):
+        return jnp.pad(x @ weight[0, 0], pads)
+    if stride == 1 and math.prod(sides) <= _MATMUL_MAX_PIXELS:
+        return _valid_convolution_as_matmul(jnp.pad(x, pads), weight)
     return jax.lax.conv_general_dilated(
-        x, weight, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x, weight, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
-def _convolve_as_matmul(x: Array, weight: Array) -> Array:
+def _valid_convolution_as_matmul(x: Array, weight: Array) -> Array:
     # XLA's CPU convolution is tens of times slower than the product it stands for on maps of a
     # few pixels with hundreds of channels, which is what the deepest layers work on.
-    batch, height, width, _ = x.shape
-    kernel_height, kernel_width, _, channels_out = weight.shape
-    pads = [((k - 1) // 2, k // 2) for k in (kernel_height, kernel_width)]
-    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    patches = [
-        padded[:, i : i + height, j : j + width]
-        for i in range(kernel_height)
-        for j in range(kernel_width)
-    ]
-    columns = jnp.concatenate(patches, axis=-1).reshape(batch * height * width, -1)
-    return (columns @ weight.reshape(-1, channels_out)).reshape(batch, height, width, channels_out)
+    rows, columns, _, out = weight.shape
+    height, width = x.shape[1] - rows + 1, x.shape[2] - columns + 1
+    patches = [x[:, i : i + height, j : j + width] for i in range(rows) for j in range(columns)]
+    return jnp.concatenate(patches, axis=-1) @ weight.reshape(-1, out)
 
 
 def conv_spec(

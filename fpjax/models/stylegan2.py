@@ -165,7 +165,7 @@ def equalized_linear(params: Params, x: Array, lr_multiplier: float = 1.0) -> Ar
     [[2.0, 2.0]]
     """
     gain = lr_multiplier / math.sqrt(x.shape[-1])
-    return x @ (params["weight"] * gain) + along_channels(params["bias"] * lr_multiplier, x)
+    return (x * gain) @ params["weight"] + along_channels(params["bias"] * lr_multiplier, x)
 
 
 def init(config: StyleGAN2Config, key: Array) -> dict[str, Any]:
@@ -254,20 +254,23 @@ def synthesis(
             f"latents have shape {latents.shape}: expected (batch, {config.w_dim}) or "
             f"(batch, {config.num_layers}, {config.w_dim})"
         )
-    params, index = params["synthesis"], 0
-    const = jnp.asarray(params["b4"]["const"], config.dtype)
+
+    def styled_conv(layer, x, index, *, up=False):
+        maps = noise if isinstance(noise, str) else jax.random.fold_in(noise, index)
+        return _styled_conv(config, layer, x, styles[index], maps, up=up)
+
+    block = params["synthesis"]["b4"]
+    const = jnp.asarray(block["const"], config.dtype)
     x = jnp.broadcast_to(const, (latents.shape[0], *const.shape))
-    image = None
-    for side in config.block_resolutions:
-        block = params[f"b{side}"]
-        for name in ("conv1",) if side == 4 else ("conv0", "conv1"):
-            layer_noise = jax.random.fold_in(noise, index) if not isinstance(noise, str) else noise
-            up = name == "conv0"
-            x = _styled_conv(config, block[name], x, styles[index], layer_noise, up=up)
-            index += 1
+    x = styled_conv(block["conv1"], x, 0)
+    image = _to_rgb(config, block["torgb"], x, styles[1])
+    for i, side in enumerate(config.block_resolutions[1:]):
+        block = params["synthesis"][f"b{side}"]
+        x = styled_conv(block["conv0"], x, 2 * i + 1, up=True)
+        x = styled_conv(block["conv1"], x, 2 * i + 2)
         # The RGB layer shares its style with the next block's first convolution.
-        rgb = _to_rgb(config, block["torgb"], x, styles[index])
-        image = rgb if image is None else rgb + resample.upsample_2d(image, config.fir)
+        rgb = _to_rgb(config, block["torgb"], x, styles[2 * i + 3])
+        image = rgb + resample.upsample_2d(image, config.fir)
     return image
 
 
@@ -310,11 +313,11 @@ def _styled_conv(
     config: StyleGAN2Config, params: Params, x: Array, w: Array, noise: Noise, *, up: bool
 ) -> Array:
     """Modulated 3x3 convolution (optionally doubling the size), noise, bias, leaky ReLU."""
-    style = equalized_linear(params["affine"], w)
-    # 1/sqrt(fan-in) keeps half-precision products in range; demodulation undoes it exactly.
-    weight = params["weight"] / math.sqrt(9 * x.shape[-1])
-    energy = jnp.sum(weight**2, axis=(0, 1))
-    demodulation = jax.lax.rsqrt(style**2 @ energy + 1e-8)
+    weight = params["weight"]
+    # 1/sqrt(fan-in) keeps half-precision products in range; demodulation undoes it exactly. It
+    # scales the style, which spares a pass over the weights.
+    style = equalized_linear(params["affine"], w) / math.sqrt(9 * x.shape[-1])
+    demodulation = jax.lax.rsqrt(style**2 @ jnp.sum(weight**2, axis=(0, 1)) + 1e-8)
     x = x * _per_image(style, x)
     x = resample.conv2d_up(x, weight, config.fir) if up else convolve(x, weight)
     x = x * _per_image(demodulation, x)

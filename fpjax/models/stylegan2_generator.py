@@ -7,7 +7,7 @@ import functools
 import json
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, cast
 
 import jax
 
@@ -23,7 +23,7 @@ class _Decode:
     """Styles -> images; equal for equal configs, so that programs are shared."""
 
     config: stylegan2.StyleGAN2Config
-    noise: str = "const"
+    noise: Literal["const", "none"] = "const"
 
     def __call__(self, params, latents: Array, noise: stylegan2.Noise | None = None) -> Array:
         noise = self.noise if noise is None else noise
@@ -66,7 +66,7 @@ class StyleGAN2Generator(Generator):
         config: stylegan2.StyleGAN2Config,
         params: Mapping[str, Any],
         info: Mapping[str, Any] | None = None,
-        noise: str = "const",
+        noise: Literal["const", "none"] = "const",
     ) -> StyleGAN2Generator:
         """A generator of an architecture and its weights.
 
@@ -96,11 +96,11 @@ class StyleGAN2Generator(Generator):
         return json.loads(self.info_json)
 
     @property
-    def noise(self) -> str:
+    def noise(self) -> Literal["const", "none"]:
         """Noise mode of `decode`: "const" or "none"."""
-        return self.decode.noise
+        return cast(_Decode, self.decode).noise
 
-    def with_noise(self, noise: str) -> StyleGAN2Generator:
+    def with_noise(self, noise: Literal["const", "none"]) -> StyleGAN2Generator:
         """The same weights in another noise mode."""
         return self.create(self.name, self.config, self.params, self.info, noise)
 

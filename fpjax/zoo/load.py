@@ -158,6 +158,8 @@ def load_custom(reference: str) -> Generator:
     try:
         if source.endswith(".py"):
             spec = importlib.util.spec_from_file_location(Path(source).stem, source)
+            if spec is None or spec.loader is None:
+                raise ImportError("is no Python file")
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
         else:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import checkpoints_convert
 from checkpoints_convert.command import parser
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -15,7 +16,7 @@ REFUSED = re.findall(r"^\| [^|]+ \| `(.+)` \|$", PAGE.split("## Refused")[1], re
 
 def patterns():
     """Every text of the package, with anything where a value is put in."""
-    for file in (ROOT / "checkpoints_convert").rglob("*.py"):
+    for file in Path(checkpoints_convert.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             if isinstance(node, ast.JoinedStr):
                 yield "".join(

@@ -16,7 +16,7 @@ import pytest
 from fpjax.attribution import decision
 from fpjax.attribution.registry import Registry
 from fpjax.cli.main import run
-from fpjax.data.files import load_image, save_image
+from fpjax.io.images import load_image, save_image
 
 BATCH = 8
 """Images answered at once on a CPU: what an early end may cost."""
@@ -87,7 +87,7 @@ def test_an_image_of_nobody_is_turned_away_with_exit_code_0(workplace, tmp_path,
 
 def test_answers_say_what_they_rest_on_and_are_private(workplace, tmp_path):
     from fpjax.cli.common import open_generator
-    from fpjax.fingerprint.scheme_files import load_scheme
+    from fpjax.fingerprint.scheme import load_scheme
 
     out = tmp_path / "answers.json"
     assert workplace.attribute(workplace.images[0], f"--json={out}") == 0

@@ -1,12 +1,13 @@
 """`fpjax model issue`: a folder of a copy that carries a user's key, in three layouts."""
 
+import jax
 import pytest
 
 from checkpoints_convert.command import run as convert
 from fpjax.cli.main import run
-from fpjax.data.files import save_image
-from fpjax.fingerprint.embed import natural_images
+from fpjax.fingerprint.decode import natural_images
 from fpjax.fingerprint.issued import issue_model
+from fpjax.io.images import save_image
 from fpjax.models.checkpoint import load_leaves
 from fpjax.zoo.load import load_generator
 
@@ -31,8 +32,6 @@ def issue(house, out, *arguments):
 
 
 def test_a_copys_pictures_are_attributed_to_its_user(house, tmp_path, capsys):
-    import jax
-
     assert issue(house, tmp_path / "copy", "ada") == 0
     assert capsys.readouterr().out == f"{tmp_path / 'copy'}\n"
     copy = load_generator(tmp_path / "copy")

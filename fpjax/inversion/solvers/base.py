@@ -6,10 +6,11 @@ are traced under jit and vmap.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
+from jaxtyping import Float, Int
 
 from fpjax.inversion.problem import Problem
 
@@ -34,23 +35,20 @@ class Estimate(NamedTuple):
 
 @runtime_checkable
 class Solver(Protocol):
-    """What the driver needs of a solver.
+    """What the driver needs of a solver."""
 
-    Attributes:
-      name: short and stable; calibrations record it.
-      num_starts: starts that an image gets where the caller names none.
-      cpu_lanes: lanes that a CPU advances at once, at most.
-    """
-
-    name: str
-    num_starts: int
-    cpu_lanes: int
+    name: ClassVar[str]
+    """Short and stable; calibrations record it."""
+    cpu_lanes: ClassVar[int]
+    """Lanes that a CPU advances at once, at most."""
 
     def refuses(self, problem: Problem) -> str | None:
         """Why this solver does not take a problem, or None where it does."""
         ...
 
-    def starts(self, problem: Problem, images: np.ndarray) -> np.ndarray:
+    def starts(
+        self, problem: Problem, images: Float[np.ndarray, "batch height width channels"]
+    ) -> Float[np.ndarray, "*starts unknowns"]:
         """Starts (S, K) or (B, S, K) of images (B, H, W, C) in [-1, 1].
 
         Raises:
@@ -66,22 +64,35 @@ class Solver(Protocol):
         """Tangents in a block (or another static number that `step` takes) for a memory budget."""
         ...
 
-    def init(self, problem: Problem, start: Array, target: Array) -> State:
+    def init(
+        self,
+        problem: Problem,
+        start: Float[Array, " unknowns"],
+        target: Float[Array, "height width channels"],
+    ) -> State:
         """Evaluates a start (K,) for a file (H, W, C)."""
         ...
 
-    def step(self, problem: Problem, state: State, target: Array, plan: int) -> State:
+    def step(
+        self,
+        problem: Problem,
+        state: State,
+        target: Float[Array, "height width channels"],
+        plan: int,
+    ) -> State:
         """One step of one lane."""
         ...
 
-    def terminate(self, problem: Problem, state: State) -> Array:
+    def terminate(self, problem: Problem, state: State) -> Int[Array, ""]:
         """`Status` of a lane, or `RUNNING`, () int32."""
         ...
 
-    def solution(self, problem: Problem, state: State, target: Array) -> Estimate:
+    def solution(
+        self, problem: Problem, state: State, target: Float[Array, "height width channels"]
+    ) -> Estimate:
         """The estimate that a finished lane stands for."""
         ...
 
-    def steps_taken(self, state: State) -> Array:
+    def steps_taken(self, state: State) -> Int[Array, ""]:
         """Steps that a lane took, () int32."""
         ...

@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import cho_factor, cho_solve
+from jaxtyping import Float, Int
 
 from fpjax.errors import InputError
 from fpjax.inversion.information import (
@@ -94,6 +95,8 @@ class LevenbergMarquardt:
       hopeless_ratio, hopeless_after: an image whose residual is still above this ratio after this
         many Jacobians, and whose cost did not fall below a quarter in the last, is given up:
         nothing here explains it.
+      stalled_after: an image that is not solved after this many Jacobians, and whose cost fell by
+        less than a tenth in the last, has converged with more than noise left.
       jacobian_dtype: "float32", or "bfloat16" where the Jacobian alone is larger than memory;
         products accumulate in float32 either way.
     """
@@ -104,10 +107,10 @@ class LevenbergMarquardt:
     solved_ratio: float = 1.3
     hopeless_ratio: float = 25.0
     hopeless_after: int = 2
+    stalled_after: int = 5
     jacobian_dtype: str = "float32"
 
     name: ClassVar[str] = "levenberg-marquardt"
-    num_starts: ClassVar[int] = 1
     cpu_lanes: ClassVar[int] = 1
 
     def __post_init__(self):
@@ -132,7 +135,9 @@ class LevenbergMarquardt:
             return f"its symbols are {problem.symbols!r}, not 'relaxed'"
         return None
 
-    def starts(self, problem: Problem, images: np.ndarray) -> np.ndarray:
+    def starts(
+        self, problem: Problem, images: Float[np.ndarray, "batch height width channels"]
+    ) -> Float[np.ndarray, "*starts unknowns"]:
         """The calibrated linear start, (B, 1, K)."""
         return linear_starts(problem, images)[:, None]
 
@@ -146,7 +151,12 @@ class LevenbergMarquardt:
         """Tangents in a block."""
         return tangents_in_block(problem, memory)
 
-    def init(self, problem: Problem, start: Array, target: Array) -> LaneState:
+    def init(
+        self,
+        problem: Problem,
+        start: Float[Array, " unknowns"],
+        target: Float[Array, "height width channels"],
+    ) -> LaneState:
         """Evaluates a start."""
         unknowns = problem.bounded(start)
         _, cost, ratio = _evaluate(problem, unknowns, target, LEAK)
@@ -157,8 +167,15 @@ class LevenbergMarquardt:
             unknowns, one, cost, ratio, infinite, one, zeros, zeros[0], jnp.zeros((), jnp.int32)
         )
 
-    def step(self, problem: Problem, state: LaneState, target: Array, plan: int) -> LaneState:
+    def step(
+        self,
+        problem: Problem,
+        state: LaneState,
+        target: Float[Array, "height width channels"],
+        plan: int,
+    ) -> LaneState:
         """One linearisation and the inner steps that are taken with it."""
+        assert isinstance(problem.prior, GaussianPrior)  # see `refuses`
         mean, std = problem.prior.mean_and_std(problem.scheme)
         precision = 1 / std**2
         num_alpha = problem.scheme.num_alpha
@@ -207,7 +224,7 @@ class LevenbergMarquardt:
             state.steps + 1,
         )  # fmt: skip
 
-    def terminate(self, problem: Problem, state: LaneState) -> Array:
+    def terminate(self, problem: Problem, state: LaneState) -> Int[Array, ""]:
         """See `Solver`."""
         finite = jnp.isfinite(state.cost) & jnp.isfinite(state.ratio)
         enough = state.promise < self.tolerance * problem.num_unknowns
@@ -217,7 +234,12 @@ class LevenbergMarquardt:
             & (state.ratio > self.hopeless_ratio)
             & (state.shrink > 0.25)
         )
-        stuck = state.damping >= _MOST_DAMPING
+        stalled = (
+            (state.steps >= self.stalled_after)
+            & (state.ratio > self.solved_ratio)
+            & (state.shrink > 0.9)
+        )
+        stuck = stalled | (state.damping >= _MOST_DAMPING)
         ended = jnp.where(
             state.ratio <= self.solved_ratio, jnp.int32(Status.SOLVED), jnp.int32(Status.CONVERGED)
         )
@@ -228,12 +250,14 @@ class LevenbergMarquardt:
         status = jnp.where(converged | stuck, ended, status)
         return jnp.where(finite, status, jnp.int32(Status.NOT_FINITE))
 
-    def solution(self, problem: Problem, state: LaneState, target: Array) -> Estimate:
+    def solution(
+        self, problem: Problem, state: LaneState, target: Float[Array, "height width channels"]
+    ) -> Estimate:
         """See `Solver`."""
         del problem, target
         return Estimate(state.unknowns, state.cost, state.ratio, state.information, state.linear)
 
-    def steps_taken(self, state: LaneState) -> Array:
+    def steps_taken(self, state: LaneState) -> Int[Array, ""]:
         """Jacobians taken."""
         return state.steps
 

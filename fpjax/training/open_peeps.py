@@ -4,7 +4,7 @@
     builder.download_and_prepare()
     source = builder.as_data_source(split="train")
 
-The data card and the style's licence are in `fpjax/data/cards/`.
+The data card and the style's licence are in `fpjax/training/cards/`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from fpjax.data.avatars import render_avatar
+from fpjax.training.avatars import render_avatar
 
 NUM_TRAIN = 24_000
 NUM_TEST = 2_000
@@ -48,6 +48,8 @@ class OpenPeeps(tfds.core.GeneratorBasedBuilder):
         OpenPeepsConfig(name="32px", description="32 x 32 pixels", resolution=32),
         OpenPeepsConfig(name="64px", description="64 x 64 pixels", resolution=64),
     ]
+
+    builder_config: OpenPeepsConfig
 
     def __init__(self, **kwargs):
         kwargs.setdefault("file_format", "array_record")
@@ -96,7 +98,7 @@ def load_open_peeps(
     """
     builder = builder or OpenPeeps(data_dir=os.fspath(data_dir), config=f"{resolution}px")
     builder.download_and_prepare()
-    source = builder.as_data_source(split=split)
+    source = builder.as_data_source(split=split)  # pyright: ignore[reportCallIssue]
     images = np.empty((len(source), resolution, resolution, 3), np.uint8)
     for example in source:
         seed = example["seed"]

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from fpjax.models import stylegan2
-from fpjax.zoo import discriminator
+from fpjax.training import discriminator
 
 Array = jax.Array
 State = dict[str, Any]
@@ -110,7 +110,7 @@ def _generate(config: GANConfig, params, key: Array) -> tuple[Array, Array]:
     return stylegan2.synthesis(config.model, params, w, noise=key_noise), w
 
 
-def _descend(optimizer, grads, state, params):
+def _descend(optimizer, grads, state, params) -> tuple[Any, Any]:
     # Optax raises floats to its integer step count, which strict promotion would refuse.
     with jax.numpy_dtype_promotion("standard"):
         updates, state = optimizer.update(grads, state)

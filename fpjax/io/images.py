@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from fpjax.data.atomic import atomic_write
-from fpjax.data.colour import ColourError, avif_encoding, icc_to_srgb, png_encoding, to_srgb
-from fpjax.data.text import printable
 from fpjax.errors import FpjaxError
+from fpjax.io.atomic import atomic_write
+from fpjax.io.colour import ColourError, avif_encoding, icc_to_srgb, png_encoding, to_srgb
+from fpjax.io.text import printable
 
 if TYPE_CHECKING:
     from PIL import Image
+    from PIL.ImageFile import ImageFile as OpenedImage
 
 # A closed list: other plugins of Pillow start programs or read half of a format.
 _FORMATS = (
@@ -187,15 +188,16 @@ def _open(path: str | os.PathLike) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def _read(picture: Image.Image, file: BinaryIO, image_shape) -> ImageFile:
+def _read(opened: OpenedImage, file: BinaryIO, image_shape) -> ImageFile:
     from PIL import Image, ImageOps
 
+    picture: Image.Image = opened
     expected = None if image_shape is None else (image_shape[1], image_shape[0])
     if expected and sorted(picture.size) != sorted(expected):  # either way up
         raise _other_size(picture.size, expected)
     notes = [_frames(picture)]
     position = file.tell()  # decoders go on from where they are
-    _check_depth(picture, file)
+    _check_depth(opened, file)
     encoding = png_encoding(file) if picture.format == "PNG" else None
     profile = picture.info.get("icc_profile")
     if picture.format == "JPEG2000":
@@ -205,9 +207,9 @@ def _read(picture: Image.Image, file: BinaryIO, image_shape) -> ImageFile:
     elif encoding is not None and encoding.name.endswith("(cICP)"):
         profile = None
     file.seek(position)
-    sixteen = picture.format == "PNG" and any("16" in str(tile[3]) for tile in picture.tile)
+    sixteen = picture.format == "PNG" and any("16" in str(tile[3]) for tile in opened.tile)
     if sixteen:
-        picture = _eight_of_sixteen(picture, file)
+        picture = _eight_of_sixteen(opened, file)
         notes.append("its 16-bit values are 8-bit ones")
     if picture.mode not in ("1", "RGB", "RGBA", "L", "LA", "P"):
         raise ImageError(f"mode {picture.mode} is not an 8-bit colour image")
@@ -266,12 +268,13 @@ def _frames(picture: Image.Image) -> str:
     raise ImageError(f"holds {count} frames, expected one image")
 
 
-def _check_depth(picture: Image.Image, file: BinaryIO) -> None:
+def _check_depth(picture: OpenedImage, file: BinaryIO) -> None:
     """ImageError for files of other than 8 bits that Pillow would round without a word."""
     args = str([tile[3] for tile in picture.tile])
     deep = ";16" in args and picture.format != "PNG"
     if picture.format == "PPM":
-        maxima = [tile[3][-1] for tile in picture.tile if tile[0] in ("ppm", "ppm_plain")]
+        ends = [tile[3] for tile in picture.tile if tile[0] in ("ppm", "ppm_plain")]
+        maxima = [end[-1] for end in ends if end]
         deep = deep or any(type(value) is int and value not in (1, 255) for value in maxima)
     file.seek(0)
     head = file.read(_HEAD_BYTES)
@@ -286,7 +289,7 @@ def _check_depth(picture: Image.Image, file: BinaryIO) -> None:
         raise ImageError("not 8 bits a channel, expected an 8-bit colour image")
 
 
-def _eight_of_sixteen(picture: Image.Image, file: BinaryIO) -> Image.Image:
+def _eight_of_sixteen(picture: OpenedImage, file: BinaryIO) -> Image.Image:
     """A 16-bit PNG whose values are 257 times 8-bit ones, as those; ImageError for another."""
     from PIL import Image
 

@@ -69,7 +69,7 @@ def icc_to_srgb(picture: Image.Image, profile: bytes) -> tuple[Image.Image, str]
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         name = ImageCms.getProfileDescription(source).strip()[:60] or "an unnamed profile"
-        if source.profile.xcolor_space == "RGB ":
+        if source.profile.xcolor_space == "RGB ":  # pyright: ignore[reportAttributeAccessIssue]
             picture = picture.convert("RGB")
         convert = ImageCms.buildTransform(
             source,
