@@ -28,6 +28,7 @@ from .fingerprint.calibration import Calibration as Calibration
 from .fingerprint.embed import Generated as Generated
 from .fingerprint.embed import generate as generate
 from .fingerprint.fit import fit_basis as fit_basis
+from .fingerprint.issued import issue_model as issue_model
 from .fingerprint.keys import sample_keys as sample_keys
 from .fingerprint.keys import secret_keys as secret_keys
 from .fingerprint.scheme import Scheme as Scheme
