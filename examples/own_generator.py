@@ -59,7 +59,7 @@ def read_params(path: Path) -> dict[str, Any]:
 
 
 def upsample(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Transposed convolution of stride 2: each parity of row and column meets its own 2x2 taps."""
+    """Transposed convolution of stride 2: each parity of row and column meets 2 x 2 taps."""
     batch, height, width, _ = x.shape
     parts = [
         jax.lax.conv_general_dilated(

@@ -230,7 +230,8 @@ def attribute(
       observation: how the generator's output became the files; by default `Rounded8Bit()`.
       problem: for `invert`, instead of one made of scheme and observation.
       solver: by default `LevenbergMarquardt()`.
-      memory, mesh: see `invert`.
+      memory: see `invert`.
+      mesh: see `invert`.
       progress: called with (images finished, images in all).
 
     Returns:

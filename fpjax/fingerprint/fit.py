@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ def fit_basis(
     metric: Metric = "image",
     num_jacobians: int = 64,
     memory: int | None = None,
-    progress=None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Basis:
     """Fits the basis of a generator's natural latents.
 

@@ -141,8 +141,9 @@ class Scheme:
         """U's and V's part of rows, one a direction: (K, ...) -> (K - L, ...), (L, ...).
 
         >>> scheme = Scheme(None, None, 1.0, key_length=1, shift=1)
-        >>> [part.tolist() for part in scheme.split(np.array([7, 8, 9]))]
-        [[7, 9], [8]]
+        >>> alpha, symbols = scheme.split(np.array([7, 8, 9]))
+        >>> alpha.tolist(), symbols.tolist()
+        ([7, 9], [8])
         """
         stack = np if isinstance(rows, np.ndarray) else jnp
         first, last = self.shift, self.shift + self.key_length
@@ -194,7 +195,9 @@ class Scheme:
             jnp.asarray(self.basis.dual)
         )[0].T
 
-    def embed(self, alpha: Float[Array, "batch coordinates"], keys) -> Float[Array, "batch ..."]:
+    def embed(
+        self, alpha: Float[Array, "batch coordinates"], keys: Any
+    ) -> Float[Array, "batch ..."]:
         """w_key = mean + U^T alpha + sigma V^T symbols.
 
         Args:
