@@ -98,7 +98,8 @@ def run_design(
       What `design.json` holds.
 
     Raises:
-      InputError: if the folder is not as `resume` says, or of another generator or settings.
+      InputError: if the folder is not as `resume` says, or of another generator or settings; if
+        a design does not fit its basis.
     """
     progress = progress or (lambda stage, done, total: None)
     perceptual = lpips_distance(generator.image_shape) if settings.lpips else None
@@ -117,6 +118,9 @@ def run_design(
         metric: _basis(generator, folder, key_basis, metric, settings, progress)
         for metric in settings.bases
     }
+    chosen = list(designs(bases))
+    for design in chosen:
+        _check_fits(design, len(bases[design.basis]))
     grams = _grams(generator, folder, study_keys(key_study)[0], settings.num_latents, progress)
     study = Study(
         generator,
@@ -126,7 +130,6 @@ def run_design(
         grams=grams,
         perceptual=perceptual,
     )
-    chosen = list(designs(bases))
     done = {json.dumps(row["design"], sort_keys=True): row for row in before}
     result["num_directions"] = {name: len(basis) for name, basis in bases.items()}
     result["num_drawn_keys"] = DRAWS * settings.num_latents
@@ -181,6 +184,15 @@ def _judged(study: Study, design: Design) -> dict[str, Any]:
     except UnreachableQuality as error:
         values = {"design": dataclasses.asdict(design), "reason": str(error)}
     return {**values, "seconds": round(time.monotonic() - started, 3)}
+
+
+def _check_fits(design: Design, directions: int) -> None:
+    """Complains before Jacobians are taken for designs that cannot be."""
+    if (design.shift or 0) + design.key_length > directions:
+        raise InputError(
+            f"{design.key_length} bits at shift {'last' if design.shift is None else design.shift}:"
+            f" the {design.basis} basis has {directions} directions"
+        )
 
 
 def _opened(folder: Path, header: dict[str, Any], resume: bool) -> list[dict[str, Any]]:
