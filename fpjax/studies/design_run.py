@@ -20,7 +20,7 @@ import numpy as np
 
 from fpjax.data.atomic import atomic_write
 from fpjax.errors import InputError
-from fpjax.fingerprint.basis import Basis, fit_basis
+from fpjax.fingerprint.basis import Basis, Metric, fit_basis
 from fpjax.models.generator import Generator
 from fpjax.progress import Progress
 from fpjax.studies.curvature import DRAWS, NUM_LATENTS, iter_pixel_grams
@@ -37,7 +37,7 @@ from fpjax.studies.quality import lpips_distance
 
 FORMAT_VERSION = 1
 RESULT = "design.json"
-METRICS = ("image", "latent")
+METRICS: tuple[Metric, ...] = ("image", "latent")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Settings:
       InputError: for another metric.
     """
 
-    bases: tuple[str, ...] = METRICS
+    bases: tuple[Metric, ...] = METRICS
     num_samples: int = 10_000
     num_jacobians: int = 32
     num_latents: int = NUM_LATENTS
@@ -222,7 +222,7 @@ def _opened(folder: Path, header: dict[str, Any], resume: bool) -> list[dict[str
     return rows
 
 
-def _basis(generator, folder, key, metric: str, settings: Settings, progress: Progress) -> Basis:
+def _basis(generator, folder, key, metric: Metric, settings: Settings, progress: Progress) -> Basis:
     path = folder / f"basis-{metric}.npz"
     if (arrays := _read_npz(path)) is not None:
         return Basis(**arrays, num_samples=settings.num_samples, metric=metric)
@@ -265,7 +265,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray] | None:
 
 def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType]
     with atomic_write(path) as file:
         file.write(buffer.getvalue())
 
