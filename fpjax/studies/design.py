@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, cast
 
 import jax
 import numpy as np
@@ -65,7 +65,7 @@ class Design:
       noise: standard deviation of the noise in the file, on [-1, 1]; 0 is rounding alone.
 
     Raises:
-      InputError: unless one of `strength` and `psnr` is stated, or for a negative noise.
+      InputError: unless one of `strength` and `psnr` is stated, or for values that cannot be.
     """
 
     basis: str
@@ -80,6 +80,19 @@ class Design:
             raise InputError("a design states its strength or its PSNR: one of the two")
         if not self.noise >= 0:
             raise InputError(f"noise {self.noise}: expected a standard deviation, at least 0")
+        if self.strength is not None and not 0 < self.strength < math.inf:
+            raise InputError(f"strength {self.strength}: expected a positive number")
+
+    @property
+    def quality(self) -> tuple[Literal["psnr", "strength"], float]:
+        """What is stated: ("psnr", decibels) or ("strength", units of the basis).
+
+        >>> Design("image", psnr=40.0).quality
+        ('psnr', 40.0)
+        """
+        if self.psnr is not None:
+            return "psnr", self.psnr
+        return "strength", cast(float, self.strength)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,7 +264,7 @@ class Study:
     def _unit_information(self, placed: _Placement, noise: float) -> np.ndarray:
         if placed.information is None or placed.noise != noise:
             placed.noise = noise
-            alpha_std = placed.scheme.alpha_std
+            alpha_std = np.asarray(placed.scheme.alpha_std)
             placed.information = information_of(placed.curvature, alpha_std, noise)
         return placed.information
 
@@ -267,13 +280,14 @@ class Study:
         return self._qualities[where]
 
     def _strength(self, placed: _Placement, design: Design) -> float:
-        if design.psnr is None:
-            return float(design.strength)
-        where = (*placed.design, design.psnr)
+        kind, value = design.quality
+        if kind == "strength":
+            return float(value)
+        where = (*placed.design, value)
         if where not in self._solved:
-            self._solved[where] = self._solve(placed, design.psnr)
+            self._solved[where] = self._solve(placed, value)
         strength, reached = self._solved[where]
-        if not strength or abs(reached - design.psnr) > _WORST_DB:
+        if not strength or abs(reached - value) > _WORST_DB:
             why = (
                 ""
                 if strength
@@ -281,8 +295,7 @@ class Study:
                 "and along those that the scheme leaves out)"
             )
             raise UnreachableQuality(
-                f"{design}: no strength gives {design.psnr:g} dB, the nearest is {reached:.1f} dB"
-                f"{why}"
+                f"{design}: no strength gives {value:g} dB, the nearest is {reached:.1f} dB{why}"
             )
         return strength
 
@@ -335,7 +348,7 @@ def _model_position(floor: np.ndarray, slope: np.ndarray, square: float, psnr: f
     bounds = (-0.5 * _RANGE, 0.5 * _RANGE)
     if not gap(bounds[0]) > 0 > gap(bounds[1]):
         return math.inf
-    return scipy.optimize.brentq(gap, *bounds)
+    return float(scipy.optimize.root_scalar(gap, bracket=bounds, method="brentq").root)
 
 
 def study_keys(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -95,11 +95,11 @@ def _figures(result: Mapping[str, Any]):
         return
     length = designs[0].key_length
     shifts = {design.basis: design.shift for design in reversed(designs)}  # the first of each
-    qualities = list(dict.fromkeys(quality_of(design) for design in designs))
+    qualities = list(dict.fromkeys(design.quality for design in designs))
     middle = qualities[len(qualities) // 2]
     at_length = [p for p in predictions if p.design.key_length == length]
     at_shift = [p for p in predictions if p.design.shift == shifts[p.design.basis]]
-    at_quality = [p for p in predictions if quality_of(p.design) == middle]
+    at_quality = [p for p in predictions if p.design.quality == middle]
     lowest = (min if middle[0] == "psnr" else max)(qualities)
     level, low_level = (
         f"{value:g} dB" if kind == "psnr" else f"strength {value:g}"
@@ -123,7 +123,7 @@ def _figures(result: Mapping[str, Any]):
             "The share of wrong bits against where in the basis the key is written. Natural images "
             "vary most along the first directions, least along the last; a shift without a point "
             "overwrites so much of a picture that no strength gives the quality.",
-            [p for p in at_length if quality_of(p.design) == lowest],
+            [p for p in at_length if p.design.quality == lowest],
             lambda p: p.first_direction,
             "First fingerprint direction (index in the basis)",
         ),
@@ -150,17 +150,6 @@ def _figures(result: Mapping[str, Any]):
             axes.set_ylim(top=1)
             figure.legend(loc="outside lower center", ncols=2)
             yield name, title, text, figure
-
-
-def quality_of(design: Design) -> tuple[str, float]:
-    """What a design states: ("psnr", decibels) or ("strength", units of its basis).
-
-    >>> quality_of(Design("image", psnr=40.0))
-    ('psnr', 40.0)
-    """
-    if design.psnr is not None:
-        return "psnr", design.psnr
-    return "strength", design.strength
 
 
 def noise_name(noise: float) -> str:

@@ -19,9 +19,13 @@ import jax
 import numpy as np
 
 from fpjax.errors import InputError
+<<<<<<< HEAD
 from fpjax.fingerprint.basis import Basis
 from fpjax.fingerprint.fit import fit_basis
 from fpjax.io.atomic import atomic_write
+=======
+from fpjax.fingerprint.basis import Basis, Metric, fit_basis
+>>>>>>> design
 from fpjax.models.generator import Generator
 from fpjax.progress import Progress
 from fpjax.studies.curvature import DRAWS, NUM_LATENTS, iter_pixel_grams
@@ -38,7 +42,7 @@ from fpjax.studies.quality import lpips_distance
 
 FORMAT_VERSION = 1
 RESULT = "design.json"
-METRICS = ("image", "latent")
+METRICS: tuple[Metric, ...] = ("image", "latent")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Settings:
       InputError: for another metric.
     """
 
-    bases: tuple[str, ...] = METRICS
+    bases: tuple[Metric, ...] = METRICS
     num_samples: int = 10_000
     num_jacobians: int = 32
     num_latents: int = NUM_LATENTS
@@ -99,7 +103,8 @@ def run_design(
       What `design.json` holds.
 
     Raises:
-      InputError: if the folder is not as `resume` says, or of another generator or settings.
+      InputError: if the folder is not as `resume` says, or of another generator or settings; if
+        a design does not fit its basis.
     """
     progress = progress or (lambda stage, done, total: None)
     perceptual = lpips_distance(generator.image_shape) if settings.lpips else None
@@ -118,6 +123,9 @@ def run_design(
         metric: _basis(generator, folder, key_basis, metric, settings, progress)
         for metric in settings.bases
     }
+    chosen = list(designs(bases))
+    for design in chosen:
+        _check_fits(design, len(bases[design.basis]))
     grams = _grams(generator, folder, study_keys(key_study)[0], settings.num_latents, progress)
     study = Study(
         generator,
@@ -127,7 +135,6 @@ def run_design(
         grams=grams,
         perceptual=perceptual,
     )
-    chosen = list(designs(bases))
     done = {json.dumps(row["design"], sort_keys=True): row for row in before}
     result["num_directions"] = {name: len(basis) for name, basis in bases.items()}
     result["num_drawn_keys"] = DRAWS * settings.num_latents
@@ -184,6 +191,15 @@ def _judged(study: Study, design: Design) -> dict[str, Any]:
     return {**values, "seconds": round(time.monotonic() - started, 3)}
 
 
+def _check_fits(design: Design, directions: int) -> None:
+    """Complains before Jacobians are taken for designs that cannot be."""
+    if (design.shift or 0) + design.key_length > directions:
+        raise InputError(
+            f"{design.key_length} bits at shift {'last' if design.shift is None else design.shift}:"
+            f" the {design.basis} basis has {directions} directions"
+        )
+
+
 def _opened(folder: Path, header: dict[str, Any], resume: bool) -> list[dict[str, Any]]:
     """Rows of an earlier run, after checking that the folder is as expected."""
     file = folder / RESULT
@@ -211,7 +227,7 @@ def _opened(folder: Path, header: dict[str, Any], resume: bool) -> list[dict[str
     return rows
 
 
-def _basis(generator, folder, key, metric: str, settings: Settings, progress: Progress) -> Basis:
+def _basis(generator, folder, key, metric: Metric, settings: Settings, progress: Progress) -> Basis:
     path = folder / f"basis-{metric}.npz"
     if (arrays := _read_npz(path)) is not None:
         return Basis(**arrays, num_samples=settings.num_samples, metric=metric)
@@ -254,7 +270,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray] | None:
 
 def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType]
     with atomic_write(path) as file:
         file.write(buffer.getvalue())
 

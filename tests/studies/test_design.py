@@ -140,9 +140,9 @@ def test_a_strength_takes_few_rounds_of_pictures(curved, monkeypatch):
         return quality(self, scheme)
 
     monkeypatch.setattr(Study, "quality", counted)
-    curved.scheme(Design("image", 5, psnr=25.0))
+    curved.scheme(Design("image", 5, psnr=28.0))
     assert len(rounds) <= 5
-    curved.scheme(Design("image", 5, psnr=25.0, noise=0.1))  # the same pictures
+    curved.scheme(Design("image", 5, psnr=28.0, noise=0.1))  # the same pictures
     assert len(rounds) <= 5
 
 
@@ -219,6 +219,7 @@ def test_predictions_go_through_json():
         (dict(basis="image"), "one of the two"),
         (dict(basis="image", psnr=40.0, strength=1.0), "one of the two"),
         (dict(basis="image", psnr=40.0, noise=-0.1), "at least 0"),
+        (dict(basis="image", strength=0.0), "positive"),
     ],
 )
 def test_designs_that_cannot_be_are_refused(choice, message):

@@ -149,6 +149,12 @@ def test_the_page_shows_every_plot(whole):
     assert write_page(folder, result)[1].read_text() == svg  # nothing in it depends on the hour
 
 
+def test_designs_that_do_not_fit_are_refused_before_jacobians_are_taken(tmp_path):
+    with pytest.raises(InputError, match="6 bits at shift 11: the latent basis has 16 directions"):
+        run(tmp_path, designs=lambda bases: [Design("latent", 6, 11, psnr=30.0)])
+    assert not (tmp_path / "jacobians").exists()
+
+
 def test_a_metric_that_nobody_knows_is_refused():
     with pytest.raises(InputError, match="choose of image, latent"):
         Settings(bases=("pca",))
