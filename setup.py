@@ -63,8 +63,9 @@ setup(
     package_data={
         "fpjax": ["py.typed", "**/*.pyi"],
         "fpjax.cli": ["templates/*"],
+        "fpjax.studies": ["templates/*", "*.mplstyle"],
         "fpjax.zoo": ["models/**/*"],
-        "fpjax.data": ["cards/*"],
+        "fpjax.training": ["cards/*"],
     },
     install_requires=requirements("requirements.txt"),
     extras_require={

@@ -17,7 +17,7 @@ from checkpoints_convert.recognised import Recognised
 from checkpoints_convert.request import Request
 from checkpoints_convert.table import ConversionError
 from checkpoints_convert.verify import NotVerifiable, compare
-from fpjax.data.atomic import atomic_directory
+from fpjax.io.atomic import atomic_directory
 from fpjax.models import checkpoint
 
 Progress = Callable[[str, int, int], None]

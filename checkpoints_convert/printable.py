@@ -1,6 +1,6 @@
 """Names of strangers' files on a terminal: one line, and nothing that could steer it."""
 
-from fpjax.data.text import printable as text_of_strangers
+from fpjax.io.text import printable as text_of_strangers
 
 NAME_CHARACTERS = 200
 

@@ -20,15 +20,6 @@ from .attribution.registry import (
 from .attribution.registry import (
     UnknownUserError as UnknownUserError,
 )
-from .data.files import (
-    ImageError as ImageError,
-)
-from .data.files import (
-    load_image as load_image,
-)
-from .data.files import (
-    save_image as save_image,
-)
 from .errors import FpjaxError as FpjaxError
 from .errors import InputError as InputError
 from .fingerprint.basis import Basis as Basis
@@ -37,6 +28,7 @@ from .fingerprint.calibration import Calibration as Calibration
 from .fingerprint.embed import Generated as Generated
 from .fingerprint.embed import generate as generate
 from .fingerprint.fit import fit_basis as fit_basis
+from .fingerprint.issued import issue_model as issue_model
 from .fingerprint.keys import sample_keys as sample_keys
 from .fingerprint.keys import secret_keys as secret_keys
 from .fingerprint.scheme import Scheme as Scheme
@@ -71,6 +63,15 @@ from .inversion.solvers.levenberg_marquardt import (
 )
 from .inversion.solvers.levenberg_marquardt import (
     LevenbergMarquardt as LevenbergMarquardt,
+)
+from .io.images import (
+    ImageError as ImageError,
+)
+from .io.images import (
+    load_image as load_image,
+)
+from .io.images import (
+    save_image as save_image,
 )
 from .models.checkpoint import CheckpointFormatError as CheckpointFormatError
 from .models.conformance import (

@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -57,7 +58,7 @@ def test_faces_are_those_of_torch(faces):
     with torch.no_grad():
         expected = network.eval()(torch.tensor(latents)[:, :, None, None]).numpy()
     generator = faces.make()
-    images = generator.decode(generator.params, latents)
+    images = jax.jit(generator.decode)(generator.params, latents)
     # Single precision of two ways to add; the bound of all parity tests.
     assert relative_error(images, expected.transpose(0, 2, 3, 1)) < 1e-4
 

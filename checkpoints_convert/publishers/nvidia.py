@@ -15,20 +15,25 @@ import numpy as np
 from checkpoints_convert.describe import describe
 from checkpoints_convert.documents import choice, number, unexpected
 from checkpoints_convert.found import Found, at, check_alone, check_averages, choose
+from checkpoints_convert.inverse import published
 from checkpoints_convert.printable import name as shown_name
 from checkpoints_convert.printable import names as shown_names
 from checkpoints_convert.publishers.stylegan2 import (
     MAPPING_LR_MULTIPLIER,
     MAX_SIDES,
+    Published,
     Shapes,
     StyleGAN2Options,
+    channel_table,
     check_image_channels,
     check_mapping,
     check_start,
     check_unconditional,
     config_of,
+    fir_kernel,
     fir_taps,
     silence,
+    stated_arguments,
 )
 from checkpoints_convert.readers import (
     Checkpoint,
@@ -56,6 +61,11 @@ from fpjax.models.layers import MAX_DEPTH
 TRANSFORMS = {
     "const": lambda x: np.transpose(x, (1, 2, 0)),
     "scalar": lambda x: x.reshape(()),
+}
+
+INVERSES = {
+    "const": lambda x: np.transpose(x, (2, 0, 1)),
+    "scalar": lambda x: x,
 }
 
 RULES = [
@@ -121,7 +131,8 @@ def from_names(found: Found, request: Request) -> Recognised | None:
     options = request.read(kind, StyleGAN2Options, weights=here.weighted)
     check_alone(here)
     check_averages(here, request)
-    conversion = convert_generator(here.tensors, None, options.mapping_lr_multiplier)
+    stated = stated_arguments(found.file)
+    conversion = convert_generator(here.tensors, stated, options.mapping_lr_multiplier)
     return recognised(kind, here, conversion, here.note)
 
 
@@ -278,3 +289,43 @@ def convert_generator(
     shapes = stylegan2.param_shapes(config)
     plan = convert(tensors, RULES, IGNORABLE, shapes, TRANSFORMS)
     return Conversion("stylegan2", config, plan, tuple(notes))
+
+
+def export_generator(config: stylegan2.StyleGAN2Config, params: Mapping[str, Any]) -> Published:
+    """A generator as the state dict of stylegan2-ada-pytorch's, with its constructor's arguments.
+
+    Args:
+      config: the architecture.
+      params: its parameter tree.
+    """
+    tensors = published(params, RULES, TRANSFORMS, INVERSES, IGNORABLE)
+    kernel = fir_kernel(config)
+    for side in config.block_resolutions:
+        for name in ("", "conv0.", "conv1."):
+            if side > 4 or name != "conv0.":
+                tensors[f"synthesis.b{side}.{name}resample_filter"] = kernel
+    table = channel_table(config)
+    # If any base gives this table, the least that no side has too many channels for does.
+    base, widest = max(side * count for side, count in table.items()), max(table.values())
+    arguments = {
+        "z_dim": config.z_dim,
+        "c_dim": 0,
+        "w_dim": config.w_dim,
+        "img_resolution": config.resolution,
+        "img_channels": 3,
+        "mapping_kwargs": {
+            "num_layers": config.num_mapping_layers,
+            "lr_multiplier": config.mapping_lr_multiplier,
+        },
+        "synthesis_kwargs": {
+            "channel_base": base,
+            "channel_max": widest,
+            "num_fp16_res": 0,
+            "conv_clamp": config.conv_clamp,
+            "resample_filter": list(config.fir),
+        },
+    }
+    notes = ()
+    if any(min(base // side, widest) != count for side, count in table.items()):
+        notes = (f"in that program's SynthesisNetwork, channels_dict must be {table}",)
+    return Published(tensors, arguments, notes)

@@ -14,20 +14,26 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from checkpoints_convert.describe import describe
+from checkpoints_convert.documents import number
 from checkpoints_convert.found import Found, at, check_alone, check_averages
+from checkpoints_convert.inverse import published
 from checkpoints_convert.publishers.stylegan2 import (
     MAPPING_LR_MULTIPLIER,
     MAX_SIDES,
+    Published,
     Shapes,
     StyleGAN2Options,
+    channel_table,
     check_image_channels,
     check_mapping,
     check_start,
     check_unconditional,
     config_of,
+    fir_kernel,
     fir_taps,
     sides,
     silence,
+    stated_arguments,
 )
 from checkpoints_convert.recognised import Recognised, recognised
 from checkpoints_convert.request import Request
@@ -57,6 +63,17 @@ TRANSFORMS = {
     "scalar": lambda x: x.reshape(()),
     "noise_map": lambda x: x[0, 0],
     "vector": lambda x: x.reshape(-1),
+    "channel_bias": lambda x: x.reshape(-1),
+}
+
+INVERSES = {
+    "const": lambda x: np.transpose(x, (2, 0, 1))[None],
+    "modulated_kernel": lambda x: np.transpose(x, (3, 2, 0, 1))[None],
+    "modulated_1x1": lambda x: x.T[None, :, :, None, None],
+    "scalar": lambda x: x.reshape(1),
+    "noise_map": lambda x: x[None, None],
+    "vector": lambda x: x,
+    "channel_bias": lambda x: x[None, :, None, None],
 }
 
 IGNORABLE = [
@@ -99,6 +116,7 @@ def from_layout(found: Found, request: Request, names: Names, kind: str) -> Reco
     if average is not None:
         origins["latent_avg"] = (here.file.path, average)
     multiplier = options.mapping_lr_multiplier or _stored_multiplier(here, names)
+    multiplier = multiplier or number(stated_arguments(found.file) or {}, "lr_mlp")
     value = here.all[average] if average is not None else None
     conversion = convert_generator(tensors, value, multiplier, names)
     return recognised(kind, here, conversion, here.note, (), origins)
@@ -166,7 +184,7 @@ def _to_rgb(source: str, target: str, names: Names) -> list[Rule]:
     return [
         Rule(rf"{source}\.{names.conv}\.weight", f"{target}/weight", "modulated_1x1"),
         *linear(rf"{source}\.{names.conv}\.modulation", f"{target}/affine"),
-        Rule(rf"{source}\.bias", f"{target}/bias", "vector"),
+        Rule(rf"{source}\.bias", f"{target}/bias", "channel_bias"),
     ]
 
 
@@ -271,6 +289,46 @@ def convert_generator(
     shapes = stylegan2.param_shapes(config)
     plan = convert(tensors, rules(config, names), IGNORABLE, shapes, TRANSFORMS)
     return Conversion("stylegan2", config, plan, tuple(notes))
+
+
+def export_generator(config: stylegan2.StyleGAN2Config, params: Mapping[str, Any]) -> Published:
+    """A generator as the port saves it: `g_ema` below that prefix, and `latent_avg`.
+
+    Args:
+      config: the architecture.
+      params: its parameter tree.
+
+    Raises:
+      ConversionError: for what the port's generator does not have: a z of another length than w,
+        or an activation clamp.
+    """
+    if config.z_dim != config.w_dim or config.conv_clamp is not None:
+        what = f"an activation clamp of {config.conv_clamp}"
+        if config.z_dim != config.w_dim:
+            what = f"a z of {config.z_dim} and a w of {config.w_dim} values"
+        raise ConversionError(f"{KIND}: its generators cannot have {what}; nvidia's can")
+    tensors = published(params, rules(config), TRANSFORMS, INVERSES, IGNORABLE)
+    average = tensors.pop("latent_avg")
+    # Where the side doubles, the filter makes up for the zeros between the pixels.
+    kernel = 4 * fir_kernel(config)
+    for i in range(len(config.block_resolutions) - 1):
+        tensors[f"convs.{2 * i}.conv.blur.kernel"] = kernel
+        tensors[f"to_rgbs.{i}.upsample.kernel"] = kernel
+    table = channel_table(config)
+    multiplier = max(1, table.get(64, 512) // 256)
+    arguments = {
+        "size": config.resolution,
+        "style_dim": config.w_dim,
+        "n_mlp": config.num_mapping_layers,
+        "channel_multiplier": multiplier,
+        "blur_kernel": list(config.fir),
+        "lr_mlp": config.mapping_lr_multiplier,
+    }
+    notes = ()
+    if any(table[r] != (512 if r < 64 else 2**14 * multiplier // r) for r in table):
+        notes = (f"in that program's Generator, self.channels must be {table}",)
+    state = {f"g_ema.{name}": tensor for name, tensor in tensors.items()}
+    return Published({**state, "latent_avg": average}, arguments, notes)
 
 
 def _layer(names: Names, index: int) -> str:

@@ -7,12 +7,14 @@ Files of another kind are told so here, in one line each.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from checkpoints_convert.describe import describe
+from checkpoints_convert.readers import Checkpoint
 from checkpoints_convert.table import ConversionError, real_numbers
 from fpjax.models import stylegan2
 from fpjax.models.layers import MAX_DEPTH
@@ -32,6 +34,42 @@ class StyleGAN2Options:
     """
 
     mapping_lr_multiplier: float | None = None
+
+
+ARGUMENTS = "stylegan2_arguments"
+"""Entry of a safetensors file's metadata: constructor arguments of the publisher's generator, JSON
+text. Files that fpjax writes in a publisher's names have it."""
+
+
+class Published(NamedTuple):
+    """A generator as a publisher's program has it.
+
+    `arguments` are those of the program's constructor; `notes` are sentences for whoever runs it.
+    """
+
+    tensors: dict[str, np.ndarray]
+    arguments: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def stated_arguments(file: Checkpoint) -> dict[str, Any] | None:
+    """The constructor arguments that a file states as `ARGUMENTS`; None if it states none.
+
+    Raises:
+        ConversionError: if they are not settings by name.
+    """
+    text = file.metadata.get(ARGUMENTS)
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise ConversionError(
+            f"{ARGUMENTS} of the file's metadata is {describe(text, 60)}: expected a JSON object"
+        )
+    return value
 
 
 class Shapes:
@@ -147,6 +185,25 @@ def fir_taps(filters: Sequence[Any]) -> tuple[float, ...]:
     if len(found) > 1:
         raise ConversionError("resampling filters that differ by layer: fpjax has one for all")
     return found.pop() if found else FIR
+
+
+def fir_kernel(config: stylegan2.StyleGAN2Config) -> np.ndarray:
+    """The 4 x 4 resampling filter whose taps sum to 1, as both programs keep it, float32.
+
+    >>> float(fir_kernel(stylegan2.StyleGAN2Config(8)).sum())
+    1.0
+    """
+    kernel = np.outer(config.fir, config.fir)
+    return (kernel / kernel.sum()).astype(np.float32)
+
+
+def channel_table(config: stylegan2.StyleGAN2Config) -> dict[int, int]:
+    """Channels at each side.
+
+    >>> channel_table(stylegan2.StyleGAN2Config(8, channel_max=64))
+    {4: 64, 8: 64}
+    """
+    return {side: config.num_channels(side) for side in config.block_resolutions}
 
 
 def silence(

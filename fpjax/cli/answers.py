@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fpjax.cli.common import CommandError, check_file
-from fpjax.data.atomic import atomic_write
+from fpjax.io.atomic import atomic_write
 
 _NAMES = {
     "version": "version of fpjax",

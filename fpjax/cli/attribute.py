@@ -171,7 +171,7 @@ def main(args: argparse.Namespace) -> int:
 
 def _read(taken: list[str], image_shape, answers: Answers, progress) -> dict[str, Any]:
     """The image files that can be read, by name; what is wrong with the others is an answer too."""
-    from fpjax.data.files import ImageError, read_image
+    from fpjax.io.images import ImageError, read_image
 
     files = {}
     for image in taken:

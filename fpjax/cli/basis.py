@@ -62,8 +62,8 @@ def main(args: argparse.Namespace) -> int:
     import jax
     import numpy as np
 
-    from fpjax.data.atomic import atomic_write
     from fpjax.fingerprint.fit import fit_basis
+    from fpjax.io.atomic import atomic_write
     from fpjax.progress import Display
 
     common.use_compilation_cache()

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from absl.flags import argparse_flags
 
-from fpjax.data.text import printable
 from fpjax.errors import FpjaxError
+from fpjax.io.text import printable
 
 DEFAULT_GENERATOR = "avatars-stylegan2"
 DEFAULT_REGISTRY = "fpjax-users.db"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fpjax.cli import common
-from fpjax.data.atomic import atomic_write
+from fpjax.io.atomic import atomic_write
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,11 +91,11 @@ def main(args: argparse.Namespace) -> int:
     from fpjax.attribution.decision import attribute
     from fpjax.attribution.registry import Registry
     from fpjax.cli.demo_page import Row, write_page
-    from fpjax.data.files import load_image, save_image, to_uint8
     from fpjax.fingerprint.basis import sample_latents
     from fpjax.fingerprint.decode import decode_images
     from fpjax.fingerprint.embed import generate
     from fpjax.fingerprint.scheme import load_scheme
+    from fpjax.io.images import load_image, save_image, to_uint8
     from fpjax.progress import Display
 
     common.use_compilation_cache()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fpjax.data.atomic import atomic_write
+from fpjax.io.atomic import atomic_write
 
 
 @dataclasses.dataclass

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fpjax.cli import common
-from fpjax.data.atomic import atomic_write
+from fpjax.io.atomic import atomic_write
 
 _BATCH = 64
 
@@ -81,8 +81,8 @@ def main(args: argparse.Namespace) -> int:
     import numpy as np
 
     from fpjax.attribution.registry import Registry
-    from fpjax.data.files import save_image
     from fpjax.fingerprint.embed import generate
+    from fpjax.io.images import save_image
     from fpjax.progress import Display
 
     common.use_compilation_cache()

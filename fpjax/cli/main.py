@@ -14,7 +14,17 @@ from collections.abc import Iterable, Iterator
 from absl import flags
 
 import fpjax
-from fpjax.cli import attribute, basis, demo, generate, scheme_create, user_add, user_list
+from fpjax.cli import (
+    attribute,
+    basis,
+    demo,
+    design,
+    generate,
+    model_issue,
+    scheme_create,
+    user_add,
+    user_list,
+)
 from fpjax.cli.common import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -33,8 +43,10 @@ COMMANDS = {
     "user add": (user_add, "register users and issue their keys"),
     "user list": (user_list, "show who is registered"),
     "generate": (generate, "make images that carry a user's key"),
+    "model issue": (model_issue, "write a copy of the generator that carries a user's key"),
     "attribute": (attribute, "say who made each image file"),
     "basis": (basis, "show directions of a generator's latents"),
+    "design": (design, "predict what directions, strength and key length give"),
 }
 _SIGNALS = ("SIGTERM", "SIGHUP")
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from fpjax.cli import common
 from fpjax.cli.basis import add_basis_flags
-from fpjax.data.atomic import atomic_write
 from fpjax.errors import FpjaxError
+from fpjax.io.atomic import atomic_write
 
 
 def add_arguments(parser: common.Parser) -> None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PRNGKeyArray, UInt8
 
-from fpjax.data.files import to_uint8
+from fpjax.io.images import to_uint8
 from fpjax.models.generator import Generator
 
 Array = jax.Array

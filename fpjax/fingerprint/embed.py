@@ -13,11 +13,11 @@ import jax
 import numpy as np
 from jaxtyping import Float, PRNGKeyArray, Shaped, UInt8
 
-from fpjax.data.files import save_image, to_uint8
 from fpjax.errors import InputError
 from fpjax.fingerprint.decode import decode_images
 from fpjax.fingerprint.keys import check_keys, to_symbols
 from fpjax.fingerprint.scheme import Scheme
+from fpjax.io.images import save_image, to_uint8
 
 Array = jax.Array
 

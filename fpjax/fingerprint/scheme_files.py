@@ -17,11 +17,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from fpjax.data.atomic import atomic_directory
 from fpjax.errors import FpjaxError
 from fpjax.fingerprint.basis import Basis
 from fpjax.fingerprint.calibration import Calibration
 from fpjax.fingerprint.decode import decode_images
+from fpjax.io.atomic import atomic_directory
 from fpjax.models.checkpoint import load_tensors
 from fpjax.models.generator import Generator
 

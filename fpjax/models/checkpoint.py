@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from fpjax.data.atomic import atomic_directory
 from fpjax.errors import FpjaxError
+from fpjax.io.atomic import atomic_directory
 from fpjax.models.parameters import flatten, mismatches, unflatten
 
 FORMAT_VERSION = 1

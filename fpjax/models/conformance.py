@@ -35,8 +35,10 @@ def check_generator(generator: Generator, key: jax.Array | None = None) -> None:
     Raises:
       GeneratorError: naming each rule that is broken.
 
-    >>> import fpjax
-    >>> check_generator(fpjax.load_generator("avatars-stylegan2"))
+    >>> generator = Generator(
+    ...     decode=lambda params, z: jnp.tanh(z @ params).reshape(-1, 4, 6, 1),
+    ...     params=jnp.ones((8, 24)), latent_shape=(8,), image_shape=(4, 6, 1))
+    >>> check_generator(generator)
     """
     key = jax.random.key(0) if key is None else key
     broken: list[str] = []
@@ -72,7 +74,7 @@ def _latents(generator: Generator, key: jax.Array, broken: list[str]) -> jax.Arr
 
 
 def _images(generator: Generator, latents: jax.Array, broken: list[str]) -> jax.Array | None:
-    images = generator.decode(generator.params, latents)
+    images = jax.jit(generator.decode)(generator.params, latents)
     shape = (_BATCH, *generator.image_shape)
     if images.shape != shape or images.dtype != jnp.float32:
         broken.append(f"decode gives {images.dtype} {images.shape}, expected float32 {shape}")
@@ -99,14 +101,18 @@ def _check_same(
         # Devices may add in another order: a thousandth of the spread is no other picture.
         return other.shape != images.shape or float(jnp.abs(other - images).max()) > 1e-3 * scale
 
-    def one(latent):
-        return generator.decode(generator.params, latent[None])[0]
+    def decode(x):
+        return generator.decode(generator.params, x)
 
+    def one(latent):
+        return decode(latent[None])[0]
+
+    # Each is traced anew: a function that keeps a state shows it. Whole programs, not operation by
+    # operation: a network of a few hundred would take minutes.
     for what, function in (
-        ("a second time", lambda x: generator.decode(generator.params, x)),
-        ("under jit", jax.jit(lambda x: generator.decode(generator.params, x))),
-        ("under vmap", jax.vmap(one)),
-        ("one at a time", lambda x: jnp.stack([one(latent) for latent in x])),
+        ("a second time", jax.jit(lambda x: decode(x))),
+        ("under vmap", jax.jit(jax.vmap(one))),
+        ("one at a time", jax.jit(lambda x: jnp.stack([one(latent) for latent in x]))),
     ):
         try:
             if differs(function(latents)):
@@ -122,9 +128,9 @@ def _check_derivatives(generator: Generator, latents: jax.Array, broken: list[st
     point = latents[0]
     tangent = jnp.ones_like(point) / math.sqrt(point.size)
     try:
-        image, forward = jax.jvp(function, (point,), (tangent,))
+        image, forward = jax.jit(lambda x, t: jax.jvp(function, (x,), (t,)))(point, tangent)
         cotangent = jnp.ones_like(image)
-        (reverse,) = jax.vjp(function, point)[1](cotangent)
+        (reverse,) = jax.jit(lambda x, c: jax.vjp(function, x)[1](c))(point, cotangent)
     except Exception as error:  # whatever a stranger's function raises is the finding
         broken.append(f"decode has no derivative ({_first_line(error)})")
         return

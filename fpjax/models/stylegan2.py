@@ -165,7 +165,7 @@ def equalized_linear(params: Params, x: Array, lr_multiplier: float = 1.0) -> Ar
     [[2.0, 2.0]]
     """
     gain = lr_multiplier / math.sqrt(x.shape[-1])
-    return x @ (params["weight"] * gain) + along_channels(params["bias"] * lr_multiplier, x)
+    return (x * gain) @ params["weight"] + along_channels(params["bias"] * lr_multiplier, x)
 
 
 def init(config: StyleGAN2Config, key: Array) -> dict[str, Any]:
@@ -313,11 +313,11 @@ def _styled_conv(
     config: StyleGAN2Config, params: Params, x: Array, w: Array, noise: Noise, *, up: bool
 ) -> Array:
     """Modulated 3x3 convolution (optionally doubling the size), noise, bias, leaky ReLU."""
-    style = equalized_linear(params["affine"], w)
-    # 1/sqrt(fan-in) keeps half-precision products in range; demodulation undoes it exactly.
-    weight = params["weight"] / math.sqrt(9 * x.shape[-1])
-    energy = jnp.sum(weight**2, axis=(0, 1))
-    demodulation = jax.lax.rsqrt(style**2 @ energy + 1e-8)
+    weight = params["weight"]
+    # 1/sqrt(fan-in) keeps half-precision products in range; demodulation undoes it exactly. It
+    # scales the style, which spares a pass over the weights.
+    style = equalized_linear(params["affine"], w) / math.sqrt(9 * x.shape[-1])
+    demodulation = jax.lax.rsqrt(style**2 @ jnp.sum(weight**2, axis=(0, 1)) + 1e-8)
     x = x * _per_image(style, x)
     x = resample.conv2d_up(x, weight, config.fir) if up else convolve(x, weight)
     x = x * _per_image(demodulation, x)

@@ -1,11 +1,10 @@
 """Design without inverting: what directions, length and strength can be expected to give.
 
 One Jacobian of each of a few dozen natural latents, by the latent itself, serves every basis,
-shift, length and strength: with W = J J^T over the pixels that are not saturated and directions T,
-the curvature of any design is T W T^T over the noise's variance. From it come the information S
-about the symbols (`inversion.information`), the share of bits that decision feedback gets right,
-the chance that all are right, and the mutual information of the key. Quality is measured on
-pictures that are made, since distortion is not linear in the strength.
+shift, length, strength and noise (`curvature.py`). From them come the information about the
+symbols, the share of bits that decision feedback gets right, the chance that all are right, and the
+mutual information of the key. Quality is measured on pictures that are made, since distortion is
+not linear in the strength.
 
 This is the paper's question (which directions, what strength, how many bits) as a tool.
 """
@@ -13,30 +12,44 @@ This is the paper's question (which directions, what strength, how many bits) as
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import scipy.optimize
 
 from fpjax.errors import InputError
 from fpjax.fingerprint.basis import Basis
-from fpjax.fingerprint.embed import generate
+from fpjax.fingerprint.decode import decode_images
+from fpjax.fingerprint.embed import embed, project
 from fpjax.fingerprint.keys import sample_keys
 from fpjax.fingerprint.scheme import Scheme
-from fpjax.inversion.information import decide_bits
-from fpjax.inversion.observation import ROUNDING_STD
+from fpjax.io.images import to_uint8
 from fpjax.models.generator import Generator
-from fpjax.models.jacobian import DEFAULT_MEMORY, block_size, jacobian_rows, tangent_bytes
+from fpjax.studies.curvature import (
+    NUM_LATENTS,
+    curvature_along,
+    decoding_errors,
+    information_of,
+    pixel_grams,
+)
+from fpjax.studies.quality import Distance, psnr_db
 
-NUM_LATENTS = 32
-DRAWS = 32
-"""Noise draws a latent, for the shares of bits and keys that are right."""
+NUM_PICTURES = 64
 
-_EDGE = 1 - 1 / 255
+_TOLERANCE_DB = 0.01
+"""Strengths are solved for to this; 0.1% of a strength is 0.009 dB."""
+
+_WORST_DB = 0.5
+_MOST_TRIALS = 16
+_RANGE = math.log(1e12)
+"""Range of strengths that are looked through, in nats."""
+
+
+class UnreachableQuality(InputError):
+    """No strength gives the quality that a design states."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +63,9 @@ class Design:
       strength: in the basis's units; or None, and `psnr` says it.
       psnr: decibels between original and fingerprinted, on average.
       noise: standard deviation of the noise in the file, on [-1, 1]; 0 is rounding alone.
+
+    Raises:
+      InputError: unless one of `strength` and `psnr` is stated, or for values that cannot be.
     """
 
     basis: str
@@ -62,6 +78,21 @@ class Design:
     def __post_init__(self):
         if (self.strength is None) == (self.psnr is None):
             raise InputError("a design states its strength or its PSNR: one of the two")
+        if not self.noise >= 0:
+            raise InputError(f"noise {self.noise}: expected a standard deviation, at least 0")
+        if self.strength is not None and not 0 < self.strength < math.inf:
+            raise InputError(f"strength {self.strength}: expected a positive number")
+
+    @property
+    def quality(self) -> tuple[Literal["psnr", "strength"], float]:
+        """What is stated: ("psnr", decibels) or ("strength", units of the basis).
+
+        >>> Design("image", psnr=40.0).quality
+        ('psnr', 40.0)
+        """
+        if self.psnr is not None:
+            return "psnr", self.psnr
+        return "strength", cast(float, self.strength)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,137 +101,55 @@ class Prediction:
 
     Attributes:
       design: the choice.
+      first_direction: the design's shift as a number.
       strength: sigma, solved for where the design states a PSNR.
       psnr: measured mean PSNR in decibels of 8-bit pictures; `psnr_min` the lowest.
       bit_error: expected share of wrong bits.
       exact: expected share of images with every bit right.
       mutual_information: bits of information about the key, 1/2 log2 det(I + S), averaged.
+      lpips: mean LPIPS between original and fingerprinted, or None where it was not asked for.
     """
 
     design: Design
+    first_direction: int
     strength: float
     psnr: float
     psnr_min: float
     bit_error: float
     exact: float
     mutual_information: float
+    lpips: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
         return dataclasses.asdict(self)
 
-
-def psnr_db(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio of uint8 images (B, H, W, C) in decibels, (B,).
-
-    >>> psnr_db(np.zeros((1, 2, 2, 3), np.uint8), np.full((1, 2, 2, 3), 255, np.uint8))
-    array([0.])
-    """
-    error = np.mean((a.astype(np.float64) - b) ** 2, axis=(1, 2, 3))
-    return 20 * np.log10(255) - 10 * np.log10(np.maximum(error, 1e-12))
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Prediction:
+        """The prediction that `to_json` gave; other values beside it are passed over."""
+        names = {field.name for field in dataclasses.fields(cls)} - {"design"}
+        rest = {name: value for name, value in values.items() if name in names}
+        return cls(Design(**values["design"]), **rest)
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _gram(generator: Generator, latent: jax.Array, block: int) -> jax.Array:
-    """J J^T over unsaturated pixels, (D, D)."""
+@dataclasses.dataclass
+class _Placement:
+    """A scheme of strength 1, and what its Jacobians say; the information of the last noise."""
 
-    def image(flat):
-        latents = flat.reshape(1, *generator.latent_shape)
-        return generator.decode(generator.params, latents).reshape(-1)
-
-    tangents = jnp.eye(generator.latent_size, dtype=jnp.float32)
-    value, rows = jacobian_rows(image, latent, tangents, block=block)
-    rows = rows * (jnp.abs(value) < _EDGE).astype(rows.dtype)[None]
-    return jnp.matmul(rows, rows.T, precision="highest")
-
-
-def pixel_grams(
-    generator: Generator,
-    key: jax.Array,
-    num_latents: int = NUM_LATENTS,
-    *,
-    memory: int = DEFAULT_MEMORY,
-    progress: Callable[[int, int], None] | None = None,
-) -> np.ndarray:
-    """J J^T of natural latents over the pixels that are not saturated, (N, D, D) float32.
-
-    Args:
-      generator: what makes the images.
-      key: PRNG key of the latents.
-      num_latents: how many, N.
-      memory: bytes that a Jacobian's tangents may take.
-      progress: called with (latents done, in all).
-    """
-    latents = jax.device_get(generator.natural_latents(key, num_latents))
-    latents = np.asarray(latents, np.float32).reshape(num_latents, -1)
-    point = jax.ShapeDtypeStruct((generator.latent_size,), jnp.float32)
-    shaped = lambda x, g: g.decode(g.params, x.reshape(1, *g.latent_shape))  # noqa: E731
-    block = block_size(generator.latent_size, tangent_bytes(shaped, point, generator), memory)
-    grams = []
-    for i, latent in enumerate(latents):
-        grams.append(np.asarray(jax.device_get(_gram(generator, jax.device_put(latent), block))))
-        if progress is not None:
-            progress(i + 1, num_latents)
-    return np.stack(grams)
-
-
-def key_information_of(grams: np.ndarray, scheme: Scheme, noise: float) -> np.ndarray:
-    """S about the symbols for each latent, (N, L, L) float64, from `pixel_grams`.
-
-    Args:
-      grams: (N, D, D).
-      scheme: directions, strength, levels.
-      noise: standard deviation of the noise; rounding is added to it.
-    """
-    directions = np.asarray(scheme.basis.directions, np.float64)
-    free, fingerprint = scheme.split(directions)
-    both = np.concatenate([free, scheme.strength * fingerprint])
-    count = scheme.num_alpha
-    precision = 1 / np.maximum(scheme.alpha_std.astype(np.float64), 1e-9) ** 2
-    found = []
-    for gram in grams:
-        curvature = both @ gram.astype(np.float64) @ both.T / (noise**2 + ROUNDING_STD**2)
-        alpha = curvature[:count, :count] + np.diag(precision)
-        cross = curvature[:count, count:]
-        schur = curvature[count:, count:] - cross.T @ np.linalg.solve(alpha, cross)
-        found.append((schur + schur.T) / 2)
-    return np.stack(found)
-
-
-def decoding_errors(
-    information: np.ndarray, seed: int = 0, draws: int = DRAWS
-) -> tuple[float, float]:
-    """Expected share of wrong bits, and of keys with every bit right, by decision feedback.
-
-    Estimates scatter around the true symbols with the inverse of the information and the symbols'
-    prior, as the solver's do; they are drawn and decoded.
-
-    Args:
-      information: (N, L, L) about symbols -1 and +1.
-      seed: of the draws.
-      draws: for each of the N.
-    """
-    rng = np.random.default_rng(seed)
-    count, length = information.shape[:2]
-    wrong = exact = 0.0
-    for matrix in information:
-        values, vectors = np.linalg.eigh(matrix)
-        values = np.maximum(values, 0)
-        bits = rng.integers(0, 2, (draws, length))
-        symbols = 2.0 * bits - 1
-        # The score h = S k + noise of covariance S; the posterior mean has the prior's precision 1.
-        noise = rng.standard_normal((draws, length)) * np.sqrt(values)
-        rotated = symbols @ vectors * values + noise
-        mean = (rotated / (values + 1)) @ vectors.T
-        posterior = np.broadcast_to(4 * (matrix + np.eye(length)), (draws, length, length))
-        decided = decide_bits(0.5 + mean / 2, posterior)
-        wrong += np.mean(decided != bits)
-        exact += np.mean((decided == bits).all(axis=1))
-    return wrong / count, exact / count
+    design: tuple[str, int, int | None]
+    scheme: Scheme
+    curvature: np.ndarray
+    noise: float | None = None
+    information: np.ndarray | None = None
+    floor: np.ndarray | None = None
+    """Squared errors of pictures without a key, in units of the squared range of grey levels."""
 
 
 class Study:
-    """Predicts designs of one generator; Jacobians and bases are taken once.
+    """Predicts designs of one generator; Jacobians, bases and original pictures are taken once.
+
+    Designs that share basis, length and shift are quickest one after the other, and of these those
+    that share their noise.
 
     Args:
       generator: what makes the images.
@@ -208,8 +157,12 @@ class Study:
       key: PRNG key of latents and keys.
       num_latents: natural latents whose Jacobians are taken.
       num_pictures: pictures that quality is measured on.
-      grams: those of `pixel_grams`, where they are at hand.
+      grams: those of `curvature.pixel_grams`, where they are at hand.
+      perceptual: distance of two batches of uint8 images, such as `quality.lpips_distance` gives.
       progress: called with (Jacobians done, in all).
+
+    Raises:
+      InputError: for Jacobians of another generator.
     """
 
     def __init__(
@@ -219,74 +172,242 @@ class Study:
         key: jax.Array,
         *,
         num_latents: int = NUM_LATENTS,
-        num_pictures: int = 64,
+        num_pictures: int = NUM_PICTURES,
         grams: np.ndarray | None = None,
+        perceptual: Distance | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        self.generator, self.bases = generator, dict(bases)
-        key_latents, self._key_pictures, self._key_keys = jax.random.split(key, 3)
+        self.generator, self.bases, self.perceptual = generator, dict(bases), perceptual
+        key_latents, key_pictures, self._key_keys = study_keys(key)
         if grams is None:
             grams = pixel_grams(generator, key_latents, num_latents, progress=progress)
+        size = generator.latent_size
+        if grams.ndim != 3 or grams.shape[1:] != (size, size) or not len(grams):
+            raise InputError(f"grams have shape {grams.shape}: expected (N, {size}, {size})")
         self.grams = grams
         self.num_pictures = num_pictures
+        self._natural = generator.natural_latents(key_pictures, num_pictures)
+        self._originals = to_uint8(decode_images(generator, self._natural))
+        self._placed: _Placement | None = None
+        self._solved: dict[tuple, tuple[float, float]] = {}
+        self._qualities: dict[tuple, tuple[float, float, float | None]] = {}
 
     def scheme(self, design: Design) -> Scheme:
-        """The scheme of a design, its strength solved for where it states a PSNR."""
-        if design.basis not in self.bases:
-            raise InputError(
-                f"basis {design.basis!r}: this study has {', '.join(sorted(self.bases))}"
-            )
-        make = functools.partial(
-            Scheme.create,
-            self.generator,
-            self.bases[design.basis],
-            design.key_length,
-            design.shift,
-            levels="antipodal",
-        )
-        if design.strength is not None:
-            return make(strength=design.strength)
-        scheme = make(strength=1.0)
-        low, high = math.log(1e-3), math.log(1e3)
-        # Distortion grows with strength: halving the logarithm's interval 14 times is 0.1 %.
-        for _ in range(14):
-            middle = (low + high) / 2
-            scheme = scheme.replace(strength=math.exp(middle))
-            if self.quality(scheme).mean() > design.psnr:
-                low = middle
-            else:
-                high = middle
-        reached = float(self.quality(scheme).mean())
-        if abs(reached - design.psnr) > 0.5:
-            raise InputError(
-                f"{design}: no strength gives {design.psnr:g} dB, the nearest is {reached:.1f} dB "
-                "(what the basis leaves out bounds it)"
-            )
-        return scheme
+        """The scheme of a design, its strength solved for where it states a PSNR.
+
+        Raises:
+          UnreachableQuality: if no strength gives the PSNR.
+          InputError: for a basis that the study does not have, or directions that its basis does
+            not have.
+        """
+        placed = self._placement(design)
+        return placed.scheme.replace(strength=self._strength(placed, design))
+
+    def pictures(self, scheme: Scheme) -> np.ndarray:
+        """The study's natural latents with random keys, (num_pictures, H, W, C) uint8."""
+        keys = sample_keys(self._key_keys, self.num_pictures, scheme.key_length)
+        latents = embed(scheme, project(scheme, self._natural), keys)
+        return to_uint8(decode_images(self.generator, latents))
 
     def quality(self, scheme: Scheme) -> np.ndarray:
         """PSNR of each picture, (num_pictures,) decibels."""
-        keys = sample_keys(self._key_keys, self.num_pictures, scheme.key_length)
-        made = generate(scheme, self._key_pictures, keys)
-        return psnr_db(made.originals, made.images)
+        return psnr_db(self._originals, self.pictures(scheme))
+
+    def information(self, design: Design) -> np.ndarray:
+        """S about the symbols of a design for each latent, (N, L, L) float64."""
+        placed = self._placement(design)
+        return self._unit_information(placed, design.noise) * self._strength(placed, design) ** 2
 
     def predict(self, design: Design) -> Prediction:
-        """What a design is expected to give."""
-        scheme = self.scheme(design)
-        quality = self.quality(scheme)
-        information = key_information_of(self.grams, scheme, design.noise)
+        """What a design is expected to give.
+
+        Raises:
+          UnreachableQuality, InputError: see `scheme`.
+        """
+        placed = self._placement(design)
+        strength = self._strength(placed, design)
+        psnr, psnr_min, lpips = self._quality(placed, strength)
+        information = self.information(design)
         bit_error, exact = decoding_errors(information)
         values = np.maximum(np.linalg.eigvalsh(information), 0)
-        mutual = float(0.5 * np.log2(1 + values).sum(axis=1).mean())
         return Prediction(
             design,
-            float(scheme.strength),
-            float(quality.mean()),
-            float(quality.min()),
-            float(bit_error),
-            float(exact),
-            mutual,
+            first_direction=_first_direction(design, self.bases[design.basis]),
+            strength=strength,
+            psnr=psnr,
+            psnr_min=psnr_min,
+            bit_error=bit_error,
+            exact=exact,
+            mutual_information=float(0.5 * np.log2(1 + values).sum(axis=1).mean()),
+            lpips=lpips,
         )
+
+    def _placement(self, design: Design) -> _Placement:
+        """Only the last one is kept: curvatures of many directions are large."""
+        where = (design.basis, design.key_length, design.shift)
+        if self._placed is None or self._placed.design != where:
+            if design.basis not in self.bases:
+                raise InputError(
+                    f"basis {design.basis!r}: this study has {', '.join(sorted(self.bases))}"
+                )
+            scheme = Scheme.create(
+                self.generator,
+                self.bases[design.basis],
+                design.key_length,
+                design.shift,
+                strength=1.0,
+                levels="antipodal",
+            )
+            self._placed = _Placement(where, scheme, curvature_along(self.grams, scheme))
+        return self._placed
+
+    def _unit_information(self, placed: _Placement, noise: float) -> np.ndarray:
+        if placed.information is None or placed.noise != noise:
+            placed.noise = noise
+            alpha_std = np.asarray(placed.scheme.alpha_std)
+            placed.information = information_of(placed.curvature, alpha_std, noise)
+        return placed.information
+
+    def _quality(self, placed: _Placement, strength: float) -> tuple[float, float, float | None]:
+        """Mean and lowest PSNR, and mean LPIPS."""
+        where = (*placed.design, strength)
+        if where not in self._qualities:
+            made = self.pictures(placed.scheme.replace(strength=strength))
+            psnr, lpips = psnr_db(self._originals, made), None
+            if self.perceptual is not None:
+                lpips = float(self.perceptual(self._originals, made).mean())
+            self._qualities[where] = (float(psnr.mean()), float(psnr.min()), lpips)
+        return self._qualities[where]
+
+    def _strength(self, placed: _Placement, design: Design) -> float:
+        kind, value = design.quality
+        if kind == "strength":
+            return float(value)
+        where = (*placed.design, value)
+        if where not in self._solved:
+            self._solved[where] = self._solve(placed, value)
+        strength, reached = self._solved[where]
+        if not strength or abs(reached - value) > _WORST_DB:
+            why = (
+                ""
+                if strength
+                else " (without a key: pictures lose their natural variation along its directions, "
+                "and along those that the scheme leaves out)"
+            )
+            raise UnreachableQuality(
+                f"{design}: no strength gives {value:g} dB, the nearest is {reached:.1f} dB{why}"
+            )
+        return strength
+
+    def _solve(self, placed: _Placement, psnr: float) -> tuple[float, float]:
+        """The strength nearest to a PSNR, and its PSNR; strength 0 where the PSNR is too high.
+
+        The squared error of picture i is modelled as a_i + c_i s + b s^2: a_i is measured once
+        without a key, b is a linear generator's, and c_i is what makes the last trial exact.
+        """
+        if placed.floor is None:
+            placed.floor = 10 ** (-self.quality(placed.scheme.replace(strength=0.0)) / 10)
+        floor, highest = placed.floor, float(-10 * np.log10(placed.floor).mean())
+        if highest <= psnr:
+            return 0.0, highest
+        length = placed.scheme.key_length
+        change = np.einsum("nii->n", placed.curvature[:, -length:, -length:]).mean()
+        square = float(change) / (4 * math.prod(self.generator.image_shape))
+        slope = np.zeros_like(floor)
+        low, high, nearest = -math.inf, math.inf, (0.0, math.inf)
+        for _ in range(_MOST_TRIALS):
+            position = _model_position(floor, slope, square, psnr)
+            if not low < position < high:
+                position = (low + high) / 2
+            if not math.isfinite(position):
+                break
+            strength = math.exp(position)
+            quality = self.quality(placed.scheme.replace(strength=strength))
+            reached = float(quality.mean())
+            if abs(reached - psnr) < abs(nearest[1] - psnr):
+                nearest = (strength, reached)
+            # The distortion of 8-bit pictures is not quite continuous.
+            if abs(reached - psnr) <= _TOLERANCE_DB or high - low < 1e-5:
+                break
+            low, high = (position, high) if reached > psnr else (low, position)
+            slope = (10 ** (-quality / 10) - floor) / strength - square * strength
+        return nearest
+
+
+def _model_position(floor: np.ndarray, slope: np.ndarray, square: float, psnr: float) -> float:
+    """log s where the mean over i of -10 log10(floor_i + slope_i s + square s^2) is `psnr`.
+
+    Infinite where it is so nowhere.
+    """
+
+    def gap(position: float) -> float:
+        strength = math.exp(position)
+        error = floor + slope * strength + square * strength**2
+        return float(-10 * np.log10(np.maximum(error, 1e-9)).mean()) - psnr
+
+    bounds = (-0.5 * _RANGE, 0.5 * _RANGE)
+    if not gap(bounds[0]) > 0 > gap(bounds[1]):
+        return math.inf
+    return float(scipy.optimize.root_scalar(gap, bracket=bounds, method="brentq").root)
+
+
+def study_keys(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """PRNG keys of a study's Jacobians, of its pictures, and of the keys in them."""
+    latents, pictures, keys = jax.random.split(key, 3)
+    return latents, pictures, keys
+
+
+def _first_direction(design: Design, basis: Basis) -> int:
+    return len(basis) - design.key_length if design.shift is None else design.shift
+
+
+def grid(
+    bases: Iterable[str],
+    key_lengths: Sequence[int] = (64,),
+    shifts: Mapping[str, Sequence[int | None]] | None = None,
+    *,
+    psnrs: Sequence[float] = (),
+    strengths: Sequence[float] = (),
+    noises: Sequence[float] = (0.0,),
+    product: bool = False,
+) -> list[Design]:
+    """Designs of lists of choices, in the order that a study judges fastest.
+
+    Every basis, length, quality and noise is combined at the first shift. Other shifts are judged
+    at the first length and the lowest quality alone, unless `product` is set: a key in the first
+    directions overwrites so much of a picture that a high quality is out of reach.
+
+    Args:
+      bases: names.
+      key_lengths: bits; the first is the reference.
+      shifts: first fingerprint directions for each basis; by default the last ones alone.
+      psnrs: decibels, or
+      strengths: in the basis's units: one of the two lists.
+      noises: standard deviations, images in [-1, 1].
+      product: combine everything with everything.
+
+    >>> [d.psnr for d in grid(["image"], psnrs=[40.0, 43.0])]
+    [40.0, 43.0]
+    """
+    if bool(psnrs) == bool(strengths):
+        raise InputError("a grid states strengths or PSNRs: one of the two")
+    qualities = [{"psnr": float(p)} for p in psnrs] + [{"strength": float(s)} for s in strengths]
+    lowest = {"psnr": float(min(psnrs))} if psnrs else {"strength": float(max(strengths))}
+    designs = []
+    for basis in bases:
+        of_basis = (shifts or {}).get(basis) or (None,)
+        for length in key_lengths:
+            for shift in of_basis:
+                few = not product and shift != of_basis[0]
+                if few and length != key_lengths[0]:
+                    continue
+                some = [lowest] if few else qualities
+                designs += [
+                    Design(basis, length, shift, noise=noise, **quality)
+                    for noise in noises
+                    for quality in some
+                ]
+    return designs
 
 
 def recommend(predictions: Sequence[Prediction], exact: float) -> Prediction | None:

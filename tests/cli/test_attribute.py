@@ -16,7 +16,7 @@ import pytest
 from fpjax.attribution import decision
 from fpjax.attribution.registry import Registry
 from fpjax.cli.main import run
-from fpjax.data.files import load_image, save_image
+from fpjax.io.images import load_image, save_image
 
 BATCH = 8
 """Images answered at once on a CPU: what an early end may cost."""

@@ -10,7 +10,7 @@ from fpjax.attribution.decision import Reason, Verdict
 from fpjax.cli import common, demo
 from fpjax.cli.demo_page import Row, write_page
 from fpjax.cli.main import run
-from fpjax.data.files import load_image
+from fpjax.io.images import load_image
 
 
 @pytest.mark.slow

@@ -7,8 +7,8 @@ import stat
 import pytest
 
 from fpjax.cli.main import run
-from fpjax.data import files
-from fpjax.data.files import load_image
+from fpjax.io import images as files
+from fpjax.io.images import load_image
 
 
 def contents(folder) -> dict[str, bytes]:

@@ -188,7 +188,7 @@ def test_a_scheme_of_a_persons_own_generator_is_opened_with_it_and_refused_with_
 
 
 def test_generated_images_are_the_files_that_a_user_saves(tiny_scheme, tmp_path):
-    from fpjax.data.files import load_image
+    from fpjax.io.images import load_image
 
     keys = sample_keys(jax.random.key(0), 3, 6)
     out = generate(tiny_scheme, jax.random.key(1), keys)

@@ -17,7 +17,7 @@ from fpjax.models.autoencoder_tiny import AutoencoderTinyConfig
 from fpjax.models.diffusion import Denoiser, DiffusionConfig
 from fpjax.models.stylegan2 import StyleGAN2Config
 from fpjax.models.unet import UNetConfig
-from fpjax.zoo import discriminator
+from fpjax.training import discriminator
 
 GAN = StyleGAN2Config(8, 8, 8, 1, channel_base=64, channel_max=8)
 KL = AutoencoderConfig(ch=32, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=(4,), resolution=8)

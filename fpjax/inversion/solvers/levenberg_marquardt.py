@@ -95,6 +95,8 @@ class LevenbergMarquardt:
       hopeless_ratio, hopeless_after: an image whose residual is still above this ratio after this
         many Jacobians, and whose cost did not fall below a quarter in the last, is given up:
         nothing here explains it.
+      stalled_after: an image that is not solved after this many Jacobians, and whose cost fell by
+        less than a tenth in the last, has converged with more than noise left.
       jacobian_dtype: "float32", or "bfloat16" where the Jacobian alone is larger than memory;
         products accumulate in float32 either way.
     """
@@ -105,6 +107,7 @@ class LevenbergMarquardt:
     solved_ratio: float = 1.3
     hopeless_ratio: float = 25.0
     hopeless_after: int = 2
+    stalled_after: int = 5
     jacobian_dtype: str = "float32"
 
     name: ClassVar[str] = "levenberg-marquardt"
@@ -231,7 +234,12 @@ class LevenbergMarquardt:
             & (state.ratio > self.hopeless_ratio)
             & (state.shrink > 0.25)
         )
-        stuck = state.damping >= _MOST_DAMPING
+        stalled = (
+            (state.steps >= self.stalled_after)
+            & (state.ratio > self.solved_ratio)
+            & (state.shrink > 0.9)
+        )
+        stuck = stalled | (state.damping >= _MOST_DAMPING)
         ended = jnp.where(
             state.ratio <= self.solved_ratio, jnp.int32(Status.SOLVED), jnp.int32(Status.CONVERGED)
         )

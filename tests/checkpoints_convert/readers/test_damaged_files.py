@@ -444,8 +444,7 @@ def test_changed_bytes_give_values_or_the_one_error(tmp_path_factory, name, flip
     for where, value in flips:  # near either end, where the structure is, or anywhere
         position = int(where * near * (len(data) - 1))
         data[len(data) - 1 - position if end else position] = value
-    path = tmp_path_factory.getbasetemp() / "flipped"
-    path.write_bytes(data)
+    (path := tmp_path_factory.getbasetemp() / "flipped").write_bytes(data)
     with contextlib.suppress(CheckpointError):
         for lazy in read(path).tensors().values():
             lazy.numpy()

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from fpjax.data.atomic import atomic_directory, atomic_write
+from fpjax.io.atomic import atomic_directory, atomic_write
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):
@@ -39,7 +39,7 @@ def test_an_existing_folder_is_refused_before_any_work(tmp_path):
 
 _KILLED = """
 import sys, time
-from fpjax.data.atomic import atomic_write, atomic_directory
+from fpjax.io.atomic import atomic_write, atomic_directory
 with atomic_write(sys.argv[1] + "/file") as file, atomic_directory(sys.argv[1] + "/folder") as f:
     file.write(b"new"); (f / "part").write_text("new"); file.flush()
     print("ready", flush=True); time.sleep(60)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from fpjax.data.colour import SRGB_PRIMARIES, Encoding, to_srgb
-from fpjax.data.files import ImageError, load_image, read_image
-from tests.data.test_files import chunk, png_of
+from fpjax.io.colour import SRGB_PRIMARIES, Encoding, to_srgb
+from fpjax.io.images import ImageError, load_image, read_image
+from tests.io.test_images import chunk, png_of
 
 ADOBE_RGB = (0.60974, 0.31111, 0.01947, 0.20528, 0.62567, 0.06087, 0.14919, 0.06322, 0.74457)
 """XYZ of red, green and blue under D50, from Adobe RGB (1998), 4.3.6."""

@@ -7,7 +7,7 @@ pytest.importorskip("dicebear", reason="needs fpjax[data]")
 
 
 def test_a_seed_always_gives_the_same_face_on_white():
-    from fpjax.data.avatars import render_avatar
+    from fpjax.training.avatars import render_avatar
 
     one, same = (render_avatar("train-0") for _ in range(2))
     np.testing.assert_array_equal(one, same)
@@ -17,7 +17,7 @@ def test_a_seed_always_gives_the_same_face_on_white():
 
 
 def test_small_images_are_box_filtered_from_the_large_drawing():
-    from fpjax.data.avatars import box_downsample, render_avatar
+    from fpjax.training.avatars import box_downsample, render_avatar
 
     large = render_avatar("a", 128)
     np.testing.assert_array_equal(render_avatar("a", 32), box_downsample(large, 32))
@@ -26,7 +26,7 @@ def test_small_images_are_box_filtered_from_the_large_drawing():
 
 
 def test_an_unknown_style_is_named():
-    from fpjax.data.avatars import render_avatar
+    from fpjax.training.avatars import render_avatar
 
     with pytest.raises(ValueError, match="no style named 'nobody'"):
         render_avatar("a", style="nobody")
@@ -34,8 +34,8 @@ def test_an_unknown_style_is_named():
 
 def test_the_builder_needs_no_tensorflow_and_keeps_order(tmp_path):
     pytest.importorskip("tensorflow_datasets", reason="needs fpjax[data]")
-    from fpjax.data.avatars import render_avatar
-    from fpjax.data.open_peeps import OpenPeeps, OpenPeepsConfig, load_open_peeps
+    from fpjax.training.avatars import render_avatar
+    from fpjax.training.open_peeps import OpenPeeps, OpenPeepsConfig, load_open_peeps
 
     config = OpenPeepsConfig(name="tiny", resolution=16, num_train=5, num_test=3)
     builder = OpenPeeps(data_dir=str(tmp_path), config=config)

@@ -4,7 +4,7 @@
     builder.download_and_prepare()
     source = builder.as_data_source(split="train")
 
-The data card and the style's licence are in `fpjax/data/cards/`.
+The data card and the style's licence are in `fpjax/training/cards/`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from fpjax.data.avatars import render_avatar
+from fpjax.training.avatars import render_avatar
 
 NUM_TRAIN = 24_000
 NUM_TEST = 2_000

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fpjax.models.stylegan2 import StyleGAN2Config
-from fpjax.zoo import discriminator, gan, runs
+from fpjax.training import discriminator, gan, runs
 
 CONFIG = gan.GANConfig(
     StyleGAN2Config(8, 8, 8, 1, channels=((4, 8), (8, 8))),
@@ -28,7 +28,7 @@ def _images(num=16):
 
 
 def _steps(state, first, last):
-    from fpjax.zoo.train import batch_at
+    from fpjax.training.train import batch_at
 
     for step in range(first, last):
         real = jnp.asarray(batch_at(_images(), CONFIG, step))
@@ -108,7 +108,7 @@ import sys, numpy as np
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from tests.zoo.test_gan import CONFIG, _images
-from fpjax.zoo.train import train
+from fpjax.training.train import train
 print("go", flush=True)
 train(CONFIG, _images(), Path(sys.argv[1]), checkpoint_steps=2, log_steps=2)
 """
@@ -134,7 +134,7 @@ def test_a_killed_run_continues_to_its_end(tmp_path, request, number):
 
 
 def test_the_recipe_has_the_papers_latent_sizes():
-    from fpjax.zoo.recipes import RECIPES
+    from fpjax.training.recipes import RECIPES
 
     model = RECIPES["avatars-stylegan2"].model
     assert model.z_dim == model.w_dim == 512

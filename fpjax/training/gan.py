@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from fpjax.models import stylegan2
-from fpjax.zoo import discriminator
+from fpjax.training import discriminator
 
 Array = jax.Array
 State = dict[str, Any]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fpjax.data.text import printable
+from fpjax.io.text import printable
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Turns a finished training run into a bundled model: weights, model card, grid, foreign images.
 
-    python -m fpjax.zoo.release --run runs/avatars --out fpjax/zoo/models/avatars-stylegan2
+    python -m fpjax.training.release --run runs/avatars --out fpjax/zoo/models/avatars-stylegan2
 
 The model card that it writes names the command that made the ready-made scheme.
 """
@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 
-from fpjax.data.avatars import render_avatar
-from fpjax.data.files import save_image, to_uint8
+from fpjax.io.images import save_image, to_uint8
 from fpjax.models import checkpoint
 from fpjax.models.stylegan2_generator import StyleGAN2Generator
-from fpjax.zoo import gan, recipes
-from fpjax.zoo.runs import checkpoint_manager, restore_or_init, sample_grid
+from fpjax.training import gan, recipes
+from fpjax.training.avatars import render_avatar
+from fpjax.training.runs import checkpoint_manager, restore_or_init, sample_grid
 
 FOREIGN_STYLES = (("open-peeps", 7), ("lorelei", 3), ("notionists", 3), ("pixel-art", 3))
 """DiceBear styles, all CC0, of the pictures that the demo shows as not of this generator."""
@@ -93,9 +93,9 @@ in the paper.
 | | |
 |---|---|
 | Architecture | StyleGAN2, skip synthesis, {model.num_mapping_layers} mapping layers, channels {channels} |
-| Data | Open Peeps avatars (CC0), 24,000 images; data card in `fpjax/data/cards/open_peeps.md` |
+| Data | Open Peeps avatars (CC0), 24,000 images; data card in `fpjax/training/cards/open_peeps.md` |
 | Licence of the weights | CC0 1.0 |
-| Recipe | `fpjax/zoo/recipes.py`: non-saturating loss, lazy R1 (gamma {config.r1_gamma}, every {config.r1_interval} steps), Adam {config.learning_rate}, batch {config.batch_size}, EMA half-life {config.ema_half_life:,.0f} images, minibatch standard deviation |
+| Recipe | `fpjax/training/recipes.py`: non-saturating loss, lazy R1 (gamma {config.r1_gamma}, every {config.r1_interval} steps), Adam {config.learning_rate}, batch {config.batch_size}, EMA half-life {config.ema_half_life:,.0f} images, minibatch standard deviation |
 | Images seen | {info["images_seen"]:,} |
 | Frechet distance to the training images | {info["frechet_distance"]:.2f} on {info["frechet_features"]}, {info["frechet_num_images"]:,} images each |
 | Same, of {info["frechet_num_test_images"]:,} held-out real images | {info["frechet_distance_of_test_images"]:.2f} |
@@ -104,9 +104,12 @@ in the paper.
 
 Made with
 
-    python -m fpjax.zoo.train --out runs/avatars
-    python -m fpjax.zoo.release --run runs/avatars --out {name}
-    fpjax scheme create --out {name}/scheme --strength 0.35 --levels antipodal --num_null_images 128
+    python -m fpjax.training.train --out runs/avatars
+    python -m fpjax.training.release --run runs/avatars --out {name}
+    fpjax scheme create --metric image --strength 0.07 --out {name}/scheme
+
+The scheme `{name}/pca` is that of the first version: the last 64 of 512 principal
+components, strength 0.35, levels -1 and 1. It stays readable, as do registries and files made with it.
 
 The shipped run was interrupted, killed and resumed several times, as the recipe allows; its first
 16,000 images were seen with R1 gamma 0.02, before gamma was raised.
@@ -123,7 +126,7 @@ which the demo puts to the test.
 def main(argv):
     """Measures the run's averaged generator and writes the folder."""
     del argv
-    from fpjax.data.open_peeps import load_open_peeps
+    from fpjax.training.open_peeps import load_open_peeps
 
     logging.set_verbosity(logging.INFO)
     values = flags.FLAGS

@@ -7,9 +7,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from fpjax.data.files import image_grid, save_image, to_uint8
+from fpjax.io.images import image_grid, save_image, to_uint8
 from fpjax.models import stylegan2
-from fpjax.zoo import gan
+from fpjax.training import gan
 
 
 def checkpoint_manager(folder: Path, *, keep: int = 2):

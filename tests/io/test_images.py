@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fpjax.data.files import (
+from fpjax.io.images import (
     ImageError,
     from_uint8,
     image_grid,

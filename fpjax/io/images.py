@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from fpjax.data.atomic import atomic_write
-from fpjax.data.colour import ColourError, avif_encoding, icc_to_srgb, png_encoding, to_srgb
-from fpjax.data.text import printable
 from fpjax.errors import FpjaxError
+from fpjax.io.atomic import atomic_write
+from fpjax.io.colour import ColourError, avif_encoding, icc_to_srgb, png_encoding, to_srgb
+from fpjax.io.text import printable
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -1,4 +1,4 @@
-"""Trains a bundled model from its recipe: `python -m fpjax.zoo.train --out runs/avatars`.
+"""Trains a bundled model from its recipe: `python -m fpjax.training.train --out runs/avatars`.
 
 The run writes a checkpoint every few minutes and continues from the newest one when it is started
 again, after Ctrl-C, kill -9 or a power cut; nothing but the steps since then is done twice.
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 
-from fpjax.zoo import gan, recipes, runs
+from fpjax.training import gan, recipes, runs
 
 
 def define_flags() -> None:
@@ -99,7 +99,7 @@ def train(config: gan.GANConfig, images: np.ndarray, out: Path, *, checkpoint_st
 def main(argv):
     """Prepares the data if needed, then trains."""
     del argv
-    from fpjax.data.open_peeps import load_open_peeps
+    from fpjax.training.open_peeps import load_open_peeps
 
     logging.set_verbosity(logging.INFO)
     values = flags.FLAGS

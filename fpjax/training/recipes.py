@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from fpjax.models.stylegan2 import StyleGAN2Config
-from fpjax.zoo.gan import GANConfig
+from fpjax.training.gan import GANConfig
 
 AVATARS_STYLEGAN2 = StyleGAN2Config(
     resolution=32,

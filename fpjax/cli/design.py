@@ -1,0 +1,254 @@
+"""Says what directions, strength and key length give, before a single picture is inverted.
+
+  fpjax design --out FOLDER [--generator GENERATOR] [--psnr 34,40,46] ...
+
+Every basis, key length, quality and noise is combined; other shifts than the first are judged at
+the first key length and the lowest quality. Bit errors are predicted from Jacobians, PSNR is
+measured. FOLDER gets the figures (design.json), plots, and a page, index.html. What is found is
+kept there as it comes; --resume goes on from it, also with other lists.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fpjax.cli import common
+
+_LAST = "last"
+
+
+def add_arguments(parser: common.Parser) -> None:
+    """Arguments of the command."""
+    common.add_generator_flag(parser, common.DEFAULT_GENERATOR, "The generator")
+    flags = parser.flags
+    flags.add_argument("--out", metavar="FOLDER", help="Folder for all that is found.")
+    flags.add_argument(
+        "--resume", action="store_true", help="Go on with a run in FOLDER that ended early."
+    )
+    flags.add_argument(
+        "--basis",
+        action="append",
+        choices=("image", "latent"),
+        help="A basis to judge, may be repeated: image, by the image metric; latent, principal "
+        "components. Default: both.",
+    )
+    flags.add_argument(
+        "--key_length",
+        metavar="BITS,...",
+        type=several(common.whole(1)),
+        default=[64, 32, 16],
+        help="Bits of a key; the first is the reference. Default: 64,32,16.",
+    )
+    flags.add_argument(
+        "--shift",
+        metavar="INDEX,...",
+        type=several(_shift),
+        help=f"First fingerprint directions; '{_LAST}' are the last ones. Default: {_LAST}, and "
+        "four others from the first on.",
+    )
+    flags.add_argument(
+        "--psnr",
+        metavar="DB,...",
+        type=several(common.number_between(5, 80)),
+        help="PSNR between original and fingerprinted, for which the strength is solved. "
+        "Default: 31,34,37,40,43,46.",
+    )
+    flags.add_argument(
+        "--strength",
+        metavar="SIGMA,...",
+        type=several(common.number_between(0, float("inf"))),
+        help="Strengths instead, in each basis's units.",
+    )
+    flags.add_argument(
+        "--noise",
+        metavar="STD,...",
+        type=several(_noise),
+        default=[0.0, 0.02, 0.05],
+        help="Standard deviations of noise in the file, images in [-1, 1]; 0 is rounding to 8 bits "
+        "alone. Default: 0,0.02,0.05.",
+    )
+    flags.add_argument(
+        "--product", action="store_true", help="Combine other shifts with everything, too."
+    )
+    flags.add_argument(
+        "--goal_exact",
+        metavar="SHARE",
+        type=common.number_between(0, 1),
+        default=0.999,
+        help="Share of pictures with every bit right that a design is recommended for. "
+        "Default: %(default)s.",
+    )
+    flags.add_argument(
+        "--lpips",
+        action="store_true",
+        help="Measure LPIPS too; needs pip install 'fpjax[lpips]'.",
+    )
+    _add_sample_flags(flags)
+    flags.add_argument(
+        "--no_page", action="store_true", help="No plots and no page; they need matplotlib."
+    )
+    common.add_quiet_flag(parser)
+
+
+def _add_sample_flags(flags) -> None:
+    for name, least, default, what in (
+        ("num_samples", 2, 10_000, "Latents that directions are fitted on."),
+        ("num_jacobians", 1, 32, "Latents that the image metric is averaged over."),
+        ("num_latents", 1, 32, "Other latents, whose Jacobians predict."),
+        ("num_pictures", 1, 64, "Pictures that quality is measured on."),
+    ):
+        flags.add_argument(
+            f"--{name}",
+            metavar="N",
+            type=common.whole(least),
+            default=default,
+            help=f"{what} Default: %(default)s.",
+        )
+    flags.add_argument(
+        "--seed",
+        metavar="SEED",
+        type=common.seed,
+        default=0,
+        help="Seed of all draws. Default: %(default)s.",
+    )
+
+
+def several(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """A kind of flag: values of another kind between commas, each once.
+
+    >>> several(common.whole(1))("64,32,64")
+    [64, 32]
+    """
+
+    def parse(text: str) -> list[Any]:
+        return list(dict.fromkeys(kind(word.strip()) for word in text.split(",")))
+
+    parse.__name__ = f"list of {getattr(kind, '__name__', 'value').lstrip('_')}"
+    return parse
+
+
+def _shift(text: str) -> int | None:
+    return None if text == _LAST else common.whole(0)(text)
+
+
+def _noise(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 2:
+        raise argparse.ArgumentTypeError(f"{text}: expected 0 to 2")
+    return value
+
+
+def main(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    if not args.out:
+        raise common.UsageError("say where the study goes: --out FOLDER")
+    if args.psnr and args.strength:
+        raise common.UsageError("--psnr and --strength: give one of the two")
+    out = Path(args.out)
+    common.check_folder("--out", out)
+
+    from fpjax.progress import Display
+    from fpjax.studies.design import grid
+    from fpjax.studies.design_plots import check_matplotlib, write_page
+    from fpjax.studies.design_run import METRICS, Settings, run_design
+
+    if not args.no_page:
+        check_matplotlib()
+    common.use_compilation_cache()
+    generator = common.open_generator(args.generator)
+    settings = Settings(
+        bases=tuple(dict.fromkeys(args.basis or METRICS)),
+        num_samples=args.num_samples,
+        num_jacobians=args.num_jacobians,
+        num_latents=args.num_latents,
+        num_pictures=args.num_pictures,
+        lpips=args.lpips,
+        seed=args.seed,
+    )
+    psnrs = args.psnr or ([] if args.strength else [31.0, 34.0, 37.0, 40.0, 43.0, 46.0])
+
+    def designs(bases):
+        shifts = {
+            name: args.shift or default_shifts(len(basis), args.key_length[0])
+            for name, basis in bases.items()
+        }
+        return grid(
+            bases,
+            args.key_length,
+            shifts,
+            psnrs=psnrs,
+            strengths=args.strength or [],
+            noises=args.noise,
+            product=args.product,
+        )
+
+    with Display(quiet=args.quiet) as progress:
+        try:
+            result = run_design(
+                generator,
+                out,
+                settings,
+                designs,
+                goal_exact=args.goal_exact,
+                resume=args.resume,
+                progress=progress,
+            )
+        except (KeyboardInterrupt, common.Stopped):
+            progress.finish()
+            common.say(f"what was found is in {out}: --resume goes on")
+            raise
+    _print_table(result)
+    _print_recommendations(result)
+    print(f"figures: {common.shown(out / 'design.json')}")
+    if not args.no_page:
+        print(f"page: {common.shown(write_page(out, result)[0])}")
+    return common.EXIT_OK
+
+
+def default_shifts(num_directions: int, key_length: int) -> list[int | None]:
+    """The last directions, and the starts of the basis's quarters as far as a key fits there.
+
+    >>> default_shifts(512, 64)
+    [None, 0, 112, 224, 336]
+    """
+    room = num_directions - key_length
+    return list(dict.fromkeys([None, *(quarter * room // 4 for quarter in range(4))]))
+
+
+def _print_table(result: Mapping[str, Any]) -> None:
+    print(
+        f"{'basis':7s} {'bits':>4s} {'shift':>5s} {'noise':>5s} {'strength':>8s} {'PSNR':>5s} "
+        f"{'lowest':>6s} {'LPIPS':>6s} {'bit error':>9s} {'exact':>6s} {'information':>11s}"
+    )
+    for row in result["rows"]:
+        design = row["design"]
+        begins = f"{design['basis']:7s} {design['key_length']:4d}"
+        if "reason" in row:
+            shift = _LAST if design["shift"] is None else design["shift"]
+            print(f"{begins} {shift:>5} {design['noise']:5g} {design['psnr']:g} dB: out of reach")
+            continue
+        lpips = "-" if row["lpips"] is None else f"{row['lpips']:.4f}"
+        print(
+            f"{begins} {row['first_direction']:5d} {design['noise']:5g} {row['strength']:8.3g} "
+            f"{row['psnr']:5.1f} {row['psnr_min']:6.1f} {lpips:>6s} {row['bit_error']:9.4f} "
+            f"{row['exact']:6.4f} {row['mutual_information']:6.1f} bits"
+        )
+
+
+def _print_recommendations(result: Mapping[str, Any]) -> None:
+    print(f"all bits of {result['goal_exact']:g} of the pictures right, at the highest PSNR:")
+    for case in result["recommendations"]:
+        noise = f"noise {case['noise']:g}" if case["noise"] else "rounding"
+        found = case["prediction"]
+        if found is None:
+            answer = "none of these designs"
+        else:
+            answer = (
+                f"{found['design']['basis']} basis, shift {found['first_direction']}, strength "
+                f"{found['strength']:.3g}: {found['psnr']:.1f} dB"
+            )
+        print(f"  {case['key_length']} bits, {noise}: {answer}")
+    print(f"{len(result['rows'])} designs, {result['seconds']:.0f} s")

@@ -1,1 +1,0 @@
-"""Data sets and 8-bit image files."""

@@ -1,0 +1,210 @@
+"""Plots and page of a design study, from what `design.json` holds."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from fpjax.errors import InputError
+from fpjax.io.atomic import atomic_write
+from fpjax.studies.design import Design, Prediction
+from fpjax.studies.design_run import predictions_of
+
+BASIS_NAMES = {"image": "image metric", "latent": "PCA"}
+_COLOURS = {"image": "C0", "latent": "C1"}
+_LINES = ("-", "--", ":", "-.")
+_MARKERS = ("o", "s", "^", "D")
+PAPER_LENGTH = 64
+
+
+def check_matplotlib() -> None:
+    """Complains, before the work, if plots could not be drawn after it.
+
+    Raises:
+      InputError: if matplotlib is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise InputError(
+            "plots need matplotlib: pip install 'fpjax[plot]', or leave them out with --no_page"
+        ) from error
+
+
+def is_paper(prediction: Prediction, num_directions: Mapping[str, int]) -> bool:
+    """Whether a design is the published one: PCA, 64 bits, on the last directions."""
+    design = prediction.design
+    last = num_directions[design.basis] - design.key_length
+    return (
+        design.basis == "latent"
+        and design.key_length == PAPER_LENGTH
+        and prediction.first_direction == last
+    )
+
+
+def write_page(folder: Path, result: Mapping[str, Any]) -> list[Path]:
+    """Draws the plots (SVG and PNG) and writes `index.html` beside them.
+
+    Args:
+      folder: of the study.
+      result: what `run_design` returned.
+
+    Returns:
+      The files, the page first.
+    """
+    import jinja2
+
+    files, figures = [], []
+    for name, title, text, figure in _figures(result):
+        for suffix in ("svg", "png"):
+            path = folder / f"{name}.{suffix}"
+            buffer = io.BytesIO()
+            metadata = {"Date": None} if suffix == "svg" else None
+            figure.savefig(buffer, format=suffix, metadata=metadata)
+            with atomic_write(path) as file:
+                file.write(buffer.getvalue())
+            files.append(path)
+        figures.append({"name": name, "title": title, "text": text})
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("fpjax.studies"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    page = environment.get_template("design.html").render(
+        result=result,
+        figures=figures,
+        names=BASIS_NAMES,
+        noise_name=noise_name,
+    )
+    with atomic_write(folder / "index.html", "w") as file:
+        file.write(page)
+    return [folder / "index.html", *files]
+
+
+def _figures(result: Mapping[str, Any]):
+    """(file name, title, what it shows, figure) of each plot for which there are rows."""
+    import matplotlib.style
+    from matplotlib.figure import Figure
+
+    predictions = predictions_of(result["rows"])
+    designs = [Design(**row["design"]) for row in result["rows"]]
+    if not predictions:
+        return
+    length = designs[0].key_length
+    shifts = {design.basis: design.shift for design in reversed(designs)}  # the first of each
+    qualities = list(dict.fromkeys(design.quality for design in designs))
+    middle = qualities[len(qualities) // 2]
+    at_length = [p for p in predictions if p.design.key_length == length]
+    at_shift = [p for p in predictions if p.design.shift == shifts[p.design.basis]]
+    at_quality = [p for p in predictions if p.design.quality == middle]
+    lowest = (min if middle[0] == "psnr" else max)(qualities)
+    level, low_level = (
+        f"{value:g} dB" if kind == "psnr" else f"strength {value:g}"
+        for kind, value in (middle, lowest)
+    )
+    plots = [
+        (
+            "accuracy-quality",
+            f"Accuracy against quality, {length} bits",
+            "The share of wrong bits against PSNR: further right looks more like the original, "
+            "further down is read better. Stars mark the published choice, where it is among the "
+            f"designs: PCA, {PAPER_LENGTH} bits on the last directions; here antipodal, and at "
+            f"{level}.",
+            [p for p in at_length if p in at_shift],
+            lambda p: p.psnr,
+            "PSNR between original and fingerprinted (dB)",
+        ),
+        (
+            "accuracy-shift",
+            f"Accuracy against shift, {length} bits at {low_level}",
+            "The share of wrong bits against where in the basis the key is written. Natural images "
+            "vary most along the first directions, least along the last; a shift without a point "
+            "overwrites so much of a picture that no strength gives the quality.",
+            [p for p in at_length if p.design.quality == lowest],
+            lambda p: p.first_direction,
+            "First fingerprint direction (index in the basis)",
+        ),
+        (
+            "accuracy-length",
+            f"Accuracy against key length at {level}",
+            "The share of wrong bits against the bits of a key, at equal quality.",
+            [p for p in at_shift if p in at_quality],
+            lambda p: p.design.key_length,
+            "Key length (bits)",
+        ),
+    ]
+    paper = [p for p in at_quality if is_paper(p, result["num_directions"])]
+    with matplotlib.style.context(str(resources.files("fpjax.studies") / "fpjax.mplstyle")):
+        for name, title, text, some, position, label in plots:
+            if len({position(p) for p in some}) < 2:
+                continue
+            figure = Figure()
+            axes = figure.add_subplot()
+            _draw(axes, some, position, result["num_drawn_keys"])
+            if name == "accuracy-quality":
+                _mark_paper(axes, [p for p in paper if p in some], result["num_drawn_keys"])
+            axes.set(title=title, xlabel=label, ylabel="Predicted bit error (share of wrong bits)")
+            axes.set_ylim(top=1)
+            figure.legend(loc="outside lower center", ncols=2)
+            yield name, title, text, figure
+
+
+def noise_name(noise: float) -> str:
+    """A noise level for people.
+
+    >>> noise_name(0.0), noise_name(0.05)
+    ('8-bit rounding', 'noise 0.05')
+    """
+    return f"noise {noise:g}" if noise else "8-bit rounding"
+
+
+def _shown_error(prediction: Prediction, drawn: int) -> float:
+    """A logarithmic axis has no zero: no wrong bit is drawn where one in all would be."""
+    return max(prediction.bit_error, 1 / (drawn * prediction.design.key_length))
+
+
+def _draw(axes, predictions, position: Callable[[Prediction], float], drawn: int) -> None:
+    """One curve a basis and noise; colours tell bases, lines and markers tell noises."""
+    bases = list(dict.fromkeys(p.design.basis for p in predictions))
+    noises = sorted({p.design.noise for p in predictions})
+    axes.set_yscale("log")
+    for basis in bases:
+        for i, noise in enumerate(noises):
+            of_curve = sorted(
+                (p for p in predictions if (p.design.basis, p.design.noise) == (basis, noise)),
+                key=position,
+            )
+            axes.plot(
+                [position(p) for p in of_curve],
+                [_shown_error(p, drawn) for p in of_curve],
+                color=_COLOURS[basis],
+                linestyle=_LINES[i % len(_LINES)],
+                marker=_MARKERS[i % len(_MARKERS)],
+                label=f"{BASIS_NAMES[basis]}, {noise_name(noise)}",
+            )
+    unseen = [p for p in predictions if p.bit_error == 0]
+    axes.plot(
+        [position(p) for p in unseen],
+        [_shown_error(p, drawn) for p in unseen],
+        linestyle="none",
+        marker="o",
+        markersize=9,
+        markerfacecolor="none",
+        markeredgecolor="0.4",
+        label=f"none wrong in {drawn} keys" if unseen else None,
+    )
+
+
+def _mark_paper(axes, paper: Sequence[Prediction], drawn: int) -> None:
+    axes.plot(
+        [p.psnr for p in paper],
+        [_shown_error(p, drawn) for p in paper],
+        linestyle="none",
+        marker="*",
+        markersize=14,
+        color="black",
+        label="the published choice" if paper else None,
+    )

@@ -1,0 +1,280 @@
+"""A design study in a folder: bases, Jacobians and finished rows are kept, so that it can go on.
+
+The folder holds `basis-NAME.npz`, `jacobians/NNNN.npz` (J J^T of one natural latent each) and
+`design.json`. The JSON says `"complete": false` until the last row is in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import time
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from fpjax.errors import InputError
+<<<<<<< HEAD
+from fpjax.fingerprint.basis import Basis
+from fpjax.fingerprint.fit import fit_basis
+from fpjax.io.atomic import atomic_write
+=======
+from fpjax.fingerprint.basis import Basis, Metric, fit_basis
+>>>>>>> design
+from fpjax.models.generator import Generator
+from fpjax.progress import Progress
+from fpjax.studies.curvature import DRAWS, NUM_LATENTS, iter_pixel_grams
+from fpjax.studies.design import (
+    NUM_PICTURES,
+    Design,
+    Prediction,
+    Study,
+    UnreachableQuality,
+    recommend,
+    study_keys,
+)
+from fpjax.studies.quality import lpips_distance
+
+FORMAT_VERSION = 1
+RESULT = "design.json"
+METRICS: tuple[Metric, ...] = ("image", "latent")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What Jacobians, bases and qualities depend on.
+
+    Attributes:
+      bases: metrics of the bases, of `METRICS`.
+      num_samples: latents that the bases are fitted on.
+      num_jacobians: latents that the image metric is averaged over.
+      num_latents: other latents, whose Jacobians predict.
+      num_pictures: pictures that quality is measured on.
+      lpips: measure LPIPS too.
+      seed: of all draws.
+
+    Raises:
+      InputError: for another metric.
+    """
+
+    bases: tuple[Metric, ...] = METRICS
+    num_samples: int = 10_000
+    num_jacobians: int = 32
+    num_latents: int = NUM_LATENTS
+    num_pictures: int = NUM_PICTURES
+    lpips: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        for metric in self.bases:
+            if metric not in METRICS:
+                raise InputError(f"basis {metric!r}: choose of {', '.join(METRICS)}")
+
+
+def run_design(
+    generator: Generator,
+    folder: Path,
+    settings: Settings,
+    designs: Callable[[Mapping[str, Basis]], Sequence[Design]],
+    *,
+    goal_exact: float,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Judges designs, and keeps what it has found in a folder.
+
+    Args:
+      generator: what makes the images.
+      folder: made if it is not there; empty unless `resume` is set.
+      settings: samples, Jacobians and pictures.
+      designs: from the fitted bases to the designs, which may depend on how many directions there
+        are.
+      goal_exact: share of images with every bit right that recommendations ask for.
+      resume: go on with a folder of the same generator and settings. Rows of designs that are asked
+        for again are kept; the designs may be others.
+      progress: called with (stage, done, in all).
+
+    Returns:
+      What `design.json` holds.
+
+    Raises:
+      InputError: if the folder is not as `resume` says, or of another generator or settings; if
+        a design does not fit its basis.
+    """
+    progress = progress or (lambda stage, done, total: None)
+    perceptual = lpips_distance(generator.image_shape) if settings.lpips else None
+    header = {
+        "format_version": FORMAT_VERSION,
+        "generator": {"name": generator.name, "sha256": generator.sha256},
+        "settings": json.loads(json.dumps(dataclasses.asdict(settings))),
+    }
+    before = _opened(folder, header, resume)
+    started = time.monotonic()
+    result = {"complete": False, **header, "goal_exact": goal_exact, "rows": []}
+    _write_json(folder / RESULT, {**result, "rows": list(before)})
+
+    key_basis, key_study = jax.random.split(jax.random.key(settings.seed))
+    bases = {
+        metric: _basis(generator, folder, key_basis, metric, settings, progress)
+        for metric in settings.bases
+    }
+    chosen = list(designs(bases))
+    for design in chosen:
+        _check_fits(design, len(bases[design.basis]))
+    grams = _grams(generator, folder, study_keys(key_study)[0], settings.num_latents, progress)
+    study = Study(
+        generator,
+        bases,
+        key_study,
+        num_pictures=settings.num_pictures,
+        grams=grams,
+        perceptual=perceptual,
+    )
+    done = {json.dumps(row["design"], sort_keys=True): row for row in before}
+    result["num_directions"] = {name: len(basis) for name, basis in bases.items()}
+    result["num_drawn_keys"] = DRAWS * settings.num_latents
+    for i, design in enumerate(chosen):
+        name = json.dumps(dataclasses.asdict(design), sort_keys=True)
+        if name not in done:
+            done[name] = _judged(study, design)
+        result["rows"].append(done[name])
+        # What an earlier run had found stays in the file until this one comes to it.
+        later = [row for row in before if row not in result["rows"]]
+        _write_json(folder / RESULT, {**result, "rows": result["rows"] + later})
+        progress("judging designs", i + 1, len(chosen))
+    result["recommendations"] = recommendations(result["rows"], goal_exact)
+    result["seconds"] = round(time.monotonic() - started, 1)
+    result["complete"] = True
+    _write_json(folder / RESULT, result)
+    return result
+
+
+def predictions_of(rows: Sequence[Mapping[str, Any]]) -> list[Prediction]:
+    """The predictions of a result's rows; designs that cannot be are left out."""
+    return [Prediction.from_json(row) for row in rows if "reason" not in row]
+
+
+def recommendations(rows: Sequence[Mapping[str, Any]], exact: float) -> list[dict[str, Any]]:
+    """For each noise and key length: the design of highest PSNR that reaches the goal, or None.
+
+    Args:
+      rows: of a result.
+      exact: share of images with every bit right.
+
+    Returns:
+      Dicts of `noise`, `key_length` and `prediction`.
+    """
+    predictions = predictions_of(rows)
+    cases = sorted({(p.design.noise, p.design.key_length) for p in predictions})
+    found = []
+    for noise, length in cases:
+        of_case = [
+            p for p in predictions if (p.design.noise, p.design.key_length) == (noise, length)
+        ]
+        best = recommend(of_case, exact)
+        values = None if best is None else best.to_json()
+        found.append({"noise": noise, "key_length": length, "prediction": values})
+    return found
+
+
+def _judged(study: Study, design: Design) -> dict[str, Any]:
+    started = time.monotonic()
+    try:
+        values = study.predict(design).to_json()
+    except UnreachableQuality as error:
+        values = {"design": dataclasses.asdict(design), "reason": str(error)}
+    return {**values, "seconds": round(time.monotonic() - started, 3)}
+
+
+def _check_fits(design: Design, directions: int) -> None:
+    """Complains before Jacobians are taken for designs that cannot be."""
+    if (design.shift or 0) + design.key_length > directions:
+        raise InputError(
+            f"{design.key_length} bits at shift {'last' if design.shift is None else design.shift}:"
+            f" the {design.basis} basis has {directions} directions"
+        )
+
+
+def _opened(folder: Path, header: dict[str, Any], resume: bool) -> list[dict[str, Any]]:
+    """Rows of an earlier run, after checking that the folder is as expected."""
+    file = folder / RESULT
+    if not resume:
+        if folder.exists() and any(folder.iterdir()):
+            raise InputError(
+                f"{folder} holds files already: go on with --resume, or choose another folder"
+            )
+        return []
+    try:
+        begun = json.loads(file.read_text("utf-8"))
+        rows = begun["rows"]
+    except FileNotFoundError:
+        if folder.exists() and any(folder.iterdir()):
+            raise InputError(f"{folder}: no {RESULT}, so no study to go on with") from None
+        return []
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise InputError(f"{file}: damaged; remove it") from error
+    for name, value in header.items():
+        if begun.get(name) != value:
+            raise InputError(
+                f"{file} was begun with {name} {begun.get(name)!s:.200}, not {value!s:.200}: "
+                "resume with the same, or choose another folder"
+            )
+    return rows
+
+
+def _basis(generator, folder, key, metric: Metric, settings: Settings, progress: Progress) -> Basis:
+    path = folder / f"basis-{metric}.npz"
+    if (arrays := _read_npz(path)) is not None:
+        return Basis(**arrays, num_samples=settings.num_samples, metric=metric)
+    basis = fit_basis(
+        generator,
+        key,
+        settings.num_samples,
+        metric=metric,
+        num_jacobians=settings.num_jacobians,
+        progress=lambda done, total: progress("averaging the image metric", done, total),
+    )
+    names = ("mean", "directions", "dual", "std")
+    _write_npz(path, {name: getattr(basis, name) for name in names})
+    return basis
+
+
+def _grams(generator, folder, key, num_latents: int, progress: Progress) -> np.ndarray:
+    paths = [folder / "jacobians" / f"{i:04d}.npz" for i in range(num_latents)]
+    grams = []
+    for path in paths:
+        if (arrays := _read_npz(path)) is None:
+            break
+        grams.append(arrays["gram"])
+    for gram in iter_pixel_grams(generator, key, num_latents, first=len(grams)):
+        _write_npz(paths[len(grams)], {"gram": gram})
+        grams.append(gram)
+        progress("taking Jacobians", len(grams), num_latents)
+    return np.stack(grams)
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray] | None:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: damaged; remove it") from error
+
+
+def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType]
+    with atomic_write(path) as file:
+        file.write(buffer.getvalue())
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    with atomic_write(path, "w") as file:
+        file.write(json.dumps(values, indent=2, allow_nan=False) + "\n")

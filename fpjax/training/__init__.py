@@ -1,0 +1,1 @@
+"""Recipes that made the bundled models: data sets, training, release."""
