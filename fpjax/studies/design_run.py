@@ -19,13 +19,9 @@ import jax
 import numpy as np
 
 from fpjax.errors import InputError
-<<<<<<< HEAD
-from fpjax.fingerprint.basis import Basis
+from fpjax.fingerprint.basis import Basis, Metric
 from fpjax.fingerprint.fit import fit_basis
 from fpjax.io.atomic import atomic_write
-=======
-from fpjax.fingerprint.basis import Basis, Metric, fit_basis
->>>>>>> design
 from fpjax.models.generator import Generator
 from fpjax.progress import Progress
 from fpjax.studies.curvature import DRAWS, NUM_LATENTS, iter_pixel_grams
