@@ -91,7 +91,9 @@ class _Rows:
             np.asarray(jax.device_get(array), np.float64)
             for array in (basis.mean, basis.directions, basis.dual)
         )
-        return cls(mean, *scheme.split(directions), *scheme.split(dual))
+        u, v = map(np.asarray, scheme.split(directions))
+        dual_u, dual_v = map(np.asarray, scheme.split(dual))
+        return cls(mean, u, v, dual_u, dual_v)
 
 
 def _folded(
