@@ -1,9 +1,9 @@
 """Says what directions, strength and key length give, before a single picture is inverted.
 
-  fpjax design --out FOLDER [--generator GENERATOR] [--psnr 34,37,40,43,46] ...
+  fpjax design --out FOLDER [--generator GENERATOR] [--psnr 34,40,46] ...
 
 Every basis, key length, quality and noise is combined; other shifts than the first are judged at
-the first key length and the middle quality. Bit errors are predicted from Jacobians, PSNR is
+the first key length and the lowest quality. Bit errors are predicted from Jacobians, PSNR is
 measured. FOLDER gets the figures (design.json), plots, and a page, index.html. What is found is
 kept there as it comes; --resume goes on from it, also with other lists.
 """
@@ -54,7 +54,7 @@ def add_arguments(parser: common.Parser) -> None:
         metavar="DB,...",
         type=several(common.number_between(5, 80)),
         help="PSNR between original and fingerprinted, for which the strength is solved. "
-        "Default: 34,37,40,43,46.",
+        "Default: 31,34,37,40,43,46.",
     )
     flags.add_argument(
         "--strength",
@@ -168,7 +168,7 @@ def main(args: argparse.Namespace) -> int:
         lpips=args.lpips,
         seed=args.seed,
     )
-    psnrs = args.psnr or ([] if args.strength else [34.0, 37.0, 40.0, 43.0, 46.0])
+    psnrs = args.psnr or ([] if args.strength else [31.0, 34.0, 37.0, 40.0, 43.0, 46.0])
 
     def designs(bases):
         shifts = {

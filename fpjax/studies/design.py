@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import scipy.optimize
 
 from fpjax.errors import InputError
 from fpjax.fingerprint.basis import Basis
@@ -42,10 +43,9 @@ _TOLERANCE_DB = 0.01
 """Strengths are solved for to this; 0.1% of a strength is 0.009 dB."""
 
 _WORST_DB = 0.5
-_NATS_PER_DB = math.log(10) / 20
-_MOST_TRIALS = 24
-_FARTHEST = math.log(1e3)
-"""How far strengths are looked for from that of a linear generator, in nats."""
+_MOST_TRIALS = 16
+_RANGE = math.log(1e12)
+"""Range of strengths that are looked through, in nats."""
 
 
 class UnreachableQuality(InputError):
@@ -128,6 +128,8 @@ class _Placement:
     curvature: np.ndarray
     noise: float | None = None
     information: np.ndarray | None = None
+    floor: np.ndarray | None = None
+    """Squared errors of pictures without a key, in units of the squared range of grey levels."""
 
 
 class Study:
@@ -271,41 +273,69 @@ class Study:
         if where not in self._solved:
             self._solved[where] = self._solve(placed, design.psnr)
         strength, reached = self._solved[where]
-        if abs(reached - design.psnr) > _WORST_DB:
+        if not strength or abs(reached - design.psnr) > _WORST_DB:
+            why = (
+                ""
+                if strength
+                else " (without a key: pictures lose their natural variation along its directions, "
+                "and along those that the scheme leaves out)"
+            )
             raise UnreachableQuality(
-                f"{design}: no strength gives {design.psnr:g} dB, the nearest is {reached:.1f} dB "
-                "(pictures lose their natural variation along the key's directions and along those "
-                "that the scheme leaves out)"
+                f"{design}: no strength gives {design.psnr:g} dB, the nearest is {reached:.1f} dB"
+                f"{why}"
             )
         return strength
 
     def _solve(self, placed: _Placement, psnr: float) -> tuple[float, float]:
-        """The strength nearest to a PSNR, and its PSNR.
+        """The strength nearest to a PSNR, and its PSNR; strength 0 where the PSNR is too high.
 
-        Newton's steps as for a linear generator until the PSNR is bracketed, then false position.
+        The squared error of picture i is modelled as a_i + c_i s + b s^2: a_i is measured once
+        without a key, b is a linear generator's, and c_i is what makes the last trial exact.
         """
+        if placed.floor is None:
+            placed.floor = 10 ** (-self.quality(placed.scheme.replace(strength=0.0)) / 10)
+        floor, highest = placed.floor, float(-10 * np.log10(placed.floor).mean())
+        if highest <= psnr:
+            return 0.0, highest
         length = placed.scheme.key_length
         change = np.einsum("nii->n", placed.curvature[:, -length:, -length:]).mean()
-        wanted = 4 * math.prod(self.generator.image_shape) * 10 ** (-psnr / 10)
-        start = position = 0.5 * math.log(wanted / max(change, 1e-30))
-        low = high = nearest = None
+        square = float(change) / (4 * math.prod(self.generator.image_shape))
+        slope = np.zeros_like(floor)
+        low, high, nearest = -math.inf, math.inf, (0.0, math.inf)
         for _ in range(_MOST_TRIALS):
-            scheme = placed.scheme.replace(strength=math.exp(position))
-            here = (position, float(self.quality(scheme).mean()) - psnr)
-            if nearest is None or abs(here[1]) < abs(nearest[1]):
-                nearest = here
-            if abs(here[1]) <= _TOLERANCE_DB or abs(position - start) > _FARTHEST:
+            position = _model_position(floor, slope, square, psnr)
+            if not low < position < high:
+                position = (low + high) / 2
+            if not math.isfinite(position):
                 break
-            low, high = (here, high) if here[1] > 0 else (low, here)
-            if low is None or high is None:
-                position += max(-2.0, min(2.0, here[1] * _NATS_PER_DB))
-                continue
-            width = high[0] - low[0]
-            if width < 1e-5:  # the distortion of 8-bit pictures is not quite continuous
+            strength = math.exp(position)
+            quality = self.quality(placed.scheme.replace(strength=strength))
+            reached = float(quality.mean())
+            if abs(reached - psnr) < abs(nearest[1] - psnr):
+                nearest = (strength, reached)
+            # The distortion of 8-bit pictures is not quite continuous.
+            if abs(reached - psnr) <= _TOLERANCE_DB or high - low < 1e-5:
                 break
-            share = low[1] / (low[1] - high[1])
-            position = low[0] + width * min(max(share, 0.05), 0.95)
-        return math.exp(nearest[0]), psnr + nearest[1]
+            low, high = (position, high) if reached > psnr else (low, position)
+            slope = (10 ** (-quality / 10) - floor) / strength - square * strength
+        return nearest
+
+
+def _model_position(floor: np.ndarray, slope: np.ndarray, square: float, psnr: float) -> float:
+    """log s where the mean over i of -10 log10(floor_i + slope_i s + square s^2) is `psnr`.
+
+    Infinite where it is so nowhere.
+    """
+
+    def gap(position: float) -> float:
+        strength = math.exp(position)
+        error = floor + slope * strength + square * strength**2
+        return float(-10 * np.log10(np.maximum(error, 1e-9)).mean()) - psnr
+
+    bounds = (-0.5 * _RANGE, 0.5 * _RANGE)
+    if not gap(bounds[0]) > 0 > gap(bounds[1]):
+        return math.inf
+    return scipy.optimize.brentq(gap, *bounds)
 
 
 def study_keys(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -331,7 +361,8 @@ def grid(
     """Designs of lists of choices, in the order that a study judges fastest.
 
     Every basis, length, quality and noise is combined at the first shift. Other shifts are judged
-    at the first length and the middle quality alone, unless `product` is set.
+    at the first length and the lowest quality alone, unless `product` is set: a key in the first
+    directions overwrites so much of a picture that a high quality is out of reach.
 
     Args:
       bases: names.
@@ -348,6 +379,7 @@ def grid(
     if bool(psnrs) == bool(strengths):
         raise InputError("a grid states strengths or PSNRs: one of the two")
     qualities = [{"psnr": float(p)} for p in psnrs] + [{"strength": float(s)} for s in strengths]
+    lowest = {"psnr": float(min(psnrs))} if psnrs else {"strength": float(max(strengths))}
     designs = []
     for basis in bases:
         of_basis = (shifts or {}).get(basis) or (None,)
@@ -356,7 +388,7 @@ def grid(
                 few = not product and shift != of_basis[0]
                 if few and length != key_lengths[0]:
                     continue
-                some = [qualities[len(qualities) // 2]] if few else qualities
+                some = [lowest] if few else qualities
                 designs += [
                     Design(basis, length, shift, noise=noise, **quality)
                     for noise in noises

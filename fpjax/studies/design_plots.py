@@ -100,7 +100,11 @@ def _figures(result: Mapping[str, Any]):
     at_length = [p for p in predictions if p.design.key_length == length]
     at_shift = [p for p in predictions if p.design.shift == shifts[p.design.basis]]
     at_quality = [p for p in predictions if quality_of(p.design) == middle]
-    level = f"{middle[1]:g} dB" if middle[0] == "psnr" else f"strength {middle[1]:g}"
+    lowest = (min if middle[0] == "psnr" else max)(qualities)
+    level, low_level = (
+        f"{value:g} dB" if kind == "psnr" else f"strength {value:g}"
+        for kind, value in (middle, lowest)
+    )
     plots = [
         (
             "accuracy-quality",
@@ -115,10 +119,11 @@ def _figures(result: Mapping[str, Any]):
         ),
         (
             "accuracy-shift",
-            f"Accuracy against shift, {length} bits at {level}",
+            f"Accuracy against shift, {length} bits at {low_level}",
             "The share of wrong bits against where in the basis the key is written. Natural images "
-            "vary most along the first directions, least along the last.",
-            [p for p in at_length if p in at_quality],
+            "vary most along the first directions, least along the last; a shift without a point "
+            "overwrites so much of a picture that no strength gives the quality.",
+            [p for p in at_length if quality_of(p.design) == lowest],
             lambda p: p.first_direction,
             "First fingerprint direction (index in the basis)",
         ),

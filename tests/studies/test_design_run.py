@@ -1,0 +1,165 @@
+"""Design studies in a folder: interrupted and resumed, recommended from, drawn."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from fpjax.errors import InputError
+from fpjax.studies import design_run
+from fpjax.studies.design import Design, Prediction, grid
+from fpjax.studies.design_plots import is_paper, write_page
+from fpjax.studies.design_run import Settings, recommendations, run_design
+from tests import toys
+
+SETTINGS = Settings(num_samples=400, num_jacobians=2, num_latents=4, num_pictures=8)
+
+
+def designs(bases):
+    return grid(
+        bases,
+        (4, 6),
+        {name: (None, 10) for name in bases},
+        psnrs=(28, 29, 30, 60),
+        noises=(0.0, 0.1),
+    )
+
+
+def without_seconds(value):
+    if isinstance(value, dict):
+        return {k: without_seconds(v) for k, v in value.items() if k != "seconds"}
+    return [without_seconds(v) for v in value] if isinstance(value, list) else value
+
+
+def run(folder, **options):
+    generator = toys.generator(toys.curved_decode, scale=0.05, condition=3.0)
+    options = {"goal_exact": 0.9, "designs": designs, "settings": SETTINGS, **options}
+    return run_design(generator, folder, **options)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A study without an interruption: (folder, result)."""
+    folder = tmp_path_factory.mktemp("whole") / "study"
+    return folder, run(folder)
+
+
+def test_the_file_holds_the_result(whole):
+    folder, result = whole
+    read = json.loads((folder / "design.json").read_text())
+    assert read == result and read["complete"] is True
+    assert len(read["rows"]) == 2 * (2 * 2 * 4 + 2)
+    reasons = [row["reason"] for row in read["rows"] if "reason" in row]
+    assert reasons and all("no strength gives" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize(("stage", "count"), [("taking Jacobians", 2), ("judging designs", 5)])
+def test_a_study_that_was_interrupted_goes_on_to_the_same_result(whole, tmp_path, stage, count):
+    def interrupt(name, done, total):
+        if (name, done) == (stage, count):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, progress=interrupt)
+    halfway = json.loads((tmp_path / "design.json").read_text())
+    assert halfway["complete"] is False
+    assert len(halfway["rows"]) == (count if stage == "judging designs" else 0)
+    first = tmp_path / "jacobians" / "0000.npz"
+    taken = first.stat().st_mtime_ns
+    resumed = run(tmp_path, resume=True)
+    assert without_seconds(resumed) == without_seconds(whole[1])
+    assert first.stat().st_mtime_ns == taken  # not taken again
+    if stage == "judging designs":
+        assert resumed["rows"][:count] == halfway["rows"]  # with their seconds: not judged again
+
+
+def test_a_study_can_be_asked_for_more_designs(whole, tmp_path, monkeypatch):
+    few = lambda bases: designs(bases)[:6]  # noqa: E731
+    before = run(tmp_path, designs=few)
+    judged = []
+    judge = design_run._judged
+    monkeypatch.setattr(
+        design_run,
+        "_judged",
+        lambda study, design: (judged.append(design), judge(study, design))[1],
+    )
+    after = run(tmp_path, designs=lambda bases: designs(bases)[:8], resume=True)
+    assert after["rows"][:6] == before["rows"] and len(judged) == 2
+
+
+def test_a_folder_of_something_else_is_refused(whole, tmp_path):
+    folder, _ = whole
+    with pytest.raises(InputError, match="holds files already"):
+        run(folder)
+    with pytest.raises(InputError, match="begun with settings"):
+        run(folder, resume=True, settings=Settings(num_samples=401))
+    (tmp_path / "letter.txt").write_text("dear ada")
+    with pytest.raises(InputError, match="no study to go on with"):
+        run(tmp_path, resume=True)
+    (tmp_path / "design.json").write_text("{")
+    with pytest.raises(InputError, match="damaged"):
+        run(tmp_path, resume=True)
+
+
+def test_recommendations_are_of_each_noise_and_length(whole):
+    _, result = whole
+    found = recommendations(result["rows"], 0.9)
+    assert [(case["noise"], case["key_length"]) for case in found] == [
+        (0.0, 4), (0.0, 6), (0.1, 4), (0.1, 6)
+    ]  # fmt: skip
+    for case in found:
+        rows = [
+            row
+            for row in result["rows"]
+            if (row["design"]["noise"], row["design"]["key_length"])
+            == (case["noise"], case["key_length"])
+            and row.get("exact", 0) >= 0.9
+        ]
+        best = case["prediction"]
+        assert (best is None) == (not rows)
+        if rows:
+            assert best["psnr"] == max(row["psnr"] for row in rows)
+
+
+def test_the_published_choice_is_known():
+    def prediction(basis, length, first):
+        return Prediction(Design(basis, length, psnr=40.0), first, 1.0, 40.0, 40.0, 0.0, 1.0, 1.0)
+
+    directions = {"latent": 512, "image": 512}
+    assert is_paper(prediction("latent", 64, 448), directions)
+    assert not is_paper(prediction("latent", 64, 0), directions)
+    assert not is_paper(prediction("image", 64, 448), directions)
+    assert not is_paper(prediction("latent", 32, 480), directions)
+
+
+def test_the_page_shows_every_plot(whole):
+    pytest.importorskip("matplotlib")
+    folder, result = whole
+    page, *plots = write_page(folder, result)
+    text = page.read_text()
+    names = ("accuracy-quality", "accuracy-shift", "accuracy-length")
+    assert [path.name for path in plots] == [f"{n}.{s}" for n in names for s in ("svg", "png")]
+    assert all(f'src="{name}.svg"' in text for name in names)
+    assert all(path.stat().st_size > 2000 for path in plots)
+    assert text.count("dB is out of reach") == sum("reason" in row for row in result["rows"])
+    svg = (folder / "accuracy-quality.svg").read_text()
+    for label in ("PCA, 8-bit rounding", "image metric, noise 0.1", "PSNR", "(dB)"):
+        assert label in svg
+    assert write_page(folder, result)[1].read_text() == svg  # nothing in it depends on the hour
+
+
+def test_a_metric_that_nobody_knows_is_refused():
+    with pytest.raises(InputError, match="choose of image, latent"):
+        Settings(bases=("pca",))
+
+
+def test_jacobians_that_are_kept_are_those_of_the_generator(whole):
+    folder, _ = whole
+    with np.load(folder / "jacobians" / "0003.npz") as file:
+        gram = file["gram"]
+    assert gram.shape == (16, 16)
+    # J J^T is symmetric and positive semi-definite.
+    np.testing.assert_allclose(gram, gram.T, atol=1e-5)
+    assert np.linalg.eigvalsh(gram.astype(np.float64)).min() > -1e-4
+    assert jax.dtypes.issubdtype(gram.dtype, np.float32)
