@@ -10,6 +10,7 @@ convolutions, 64 x 64 faces. Everything fpjax needs to know of it is the `fpjax.
 
 import dataclasses
 import importlib.util
+import math
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ from checkpoints_convert import readers
 
 SIZE, NUM_LAYERS = 100, 5
 KEY_LENGTH, NUM_IMAGES = 32, 16
-STRENGTH = 0.9
+STRENGTH = 0.7
 """How much a bit changes a picture, as the root of the summed squares; values in [-1, 1]."""
 
 
@@ -114,7 +115,17 @@ class Result:
 
     exact_keys: int
     named: int
-    psnr_db: float
+    psnr_of_symbols: float
+    """Decibels, against the same pictures with every symbol at zero: what the bits cost."""
+    psnr_of_key: float
+    """Decibels, against the natural pictures. All latents here are equally likely in all directions,
+    and a key takes 32 of the 100: that they no longer vary is most of the change."""
+
+
+def psnr_db(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean PSNR of pictures with values in 0 to 255, in decibels."""
+    error = np.mean((a.astype(float) - b.astype(float)) ** 2, axis=(1, 2, 3))
+    return float(np.mean(10 * np.log10(255**2 / error)))
 
 
 def main(folder: str) -> Result:
@@ -123,7 +134,11 @@ def main(folder: str) -> Result:
     fpjax.check_generator(generator)
     basis = fpjax.fit_basis(generator, jax.random.key(0), 5000, num_jacobians=8)
     scheme = fpjax.Scheme.create(generator, basis, KEY_LENGTH, strength=STRENGTH)
-    scheme = fpjax.calibrate(scheme, jax.random.key(1), num_start_images=1500)
+    # The linear start is far off on so curved a network: more steps, and nothing is given up early.
+    solver = fpjax.LevenbergMarquardt(max_steps=40, hopeless_ratio=math.inf)
+    scheme = fpjax.calibrate(
+        scheme, jax.random.key(1), num_start_images=4000, num_inverted_images=4, solver=solver
+    )
     with fpjax.Registry.create(
         f"{folder}/users.db", key_length=KEY_LENGTH, scheme_id=scheme.id
     ) as registry:
@@ -132,18 +147,20 @@ def main(folder: str) -> Result:
         made = fpjax.generate(scheme, jax.random.key(2), keys)
         files = made.save(f"{folder}/pictures")
         images = np.stack([fpjax.load_image(file, generator.image_shape) for file in files])
-        found = fpjax.attribute(scheme, images, registry, false_positive_rate=1e-3)
+        found = fpjax.attribute(scheme, images, registry, false_positive_rate=1e-3, solver=solver)
     named = [verdict.user for verdict in found.verdicts or ()]
     assert made.originals is not None
-    error = np.mean((made.originals.astype(float) - made.images) ** 2, axis=(1, 2, 3))
+    silent = scheme.latents_of(jnp.asarray(made.alpha), jnp.zeros(keys.shape, jnp.float32))
+    silent = np.asarray(jnp.clip(scheme.decode(silent), -1, 1)) * 127.5 + 127.5
     result = Result(
         exact_keys=int((found.keys == keys).all(axis=1).sum()),
         named=sum(user == owner for user, owner in zip(named, users, strict=True)),
-        psnr_db=float(np.mean(10 * np.log10(255**2 / error))),
+        psnr_of_symbols=psnr_db(silent, made.images),
+        psnr_of_key=psnr_db(made.originals, made.images),
     )
     print(
-        f"{result.exact_keys} of {NUM_IMAGES} keys exact, {result.named} users named, PSNR "
-        f"{result.psnr_db:.1f} dB"
+        f"{result.exact_keys} of {NUM_IMAGES} keys exact, {result.named} users named; PSNR "
+        f"{result.psnr_of_symbols:.1f} dB for the bits, {result.psnr_of_key:.1f} dB in all"
     )
     return result
 

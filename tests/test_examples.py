@@ -67,4 +67,4 @@ def test_faces_are_those_of_torch(faces):
 def test_keys_are_read_from_another_persons_faces(faces, tmp_path):
     result = faces.main(str(tmp_path))
     assert result.exact_keys == result.named == faces.NUM_IMAGES
-    assert result.psnr_db >= 30
+    assert result.psnr_of_symbols >= 30

@@ -186,7 +186,7 @@ def shift(images, down, right) -> jax.Array:
         place = jnp.arange(length).astype(images.dtype) - jnp.asarray(distance, images.dtype)
         first = jnp.floor(place)
         fraction = place - first
-        tap = jnp.arange(-1, 3)
+        tap = jnp.arange(-1, 3, dtype=jnp.int32)
         weights = _cubic(tap.astype(images.dtype)[None, :] - fraction[:, None])
         source = jnp.clip(first.astype(jnp.int32)[:, None] + tap[None, :], 0, length - 1)
         return _scatter(source, weights, length)

@@ -137,7 +137,7 @@ class Scheme:
         """Directions that are free to vary, U's rows: K - L."""
         return len(self.basis) - self.key_length
 
-    def split(self, rows):
+    def split(self, rows: Any) -> tuple[Any, Any]:
         """U's and V's part of rows, one a direction: (K, ...) -> (K - L, ...), (L, ...).
 
         >>> scheme = Scheme(None, None, 1.0, key_length=1, shift=1)
