@@ -1,6 +1,6 @@
 """What becomes of the key in pictures of issued copies, and what attackers can do about it.
 
-    python benchmarks/copies.py [--num 4] [--users 1000] [--json FILE]
+    python benchmarks/copies.py [--num 4] [--users 1000] [--only WORDS] [--json FILE]
 
 On the bundled generator and scheme, with random keys. A row is how pictures were made; its columns
 say how many were attributed to their user (or to one of the colluders), to nobody, and to an
@@ -90,6 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num", type=int, default=4, help="pictures of each kind")
     parser.add_argument("--users", type=int, default=1000)
+    parser.add_argument("--only", default="", help="rows whose names have these words in them")
     parser.add_argument("--json", default=None)
     args = parser.parse_args()
     scheme = fpjax.load_scheme("avatars-stylegan2")
@@ -97,11 +98,13 @@ def main() -> None:
     names = [str(user) for user in range(args.users)]
     rows, first = [], None
     for case in cases(scheme, keys, args.num):
+        first = case.images if first is None else first
+        if args.only not in case.name:
+            continue
         solution = fpjax.attribute(scheme, case.images).solution
         verdicts = decide(solution, names, keys, levels=scheme.levels)
         named = [verdict.user for verdict in verdicts]
         right = {str(user) for user in case.users}
-        first = case.images if first is None else first
         error = np.mean((case.images.astype(np.float64) - first) ** 2)
         rows.append(
             {

@@ -118,8 +118,8 @@ class Result:
     psnr_of_symbols: float
     """Decibels, against the same pictures with every symbol at zero: what the bits cost."""
     psnr_of_key: float
-    """Decibels, against the natural pictures. Latents here vary as much in every direction,
-    and a key takes 32 of the 100: that they no longer vary is most of the change."""
+    """Decibels, against the natural pictures. Latents here are equally likely in all directions,
+    and a key takes 32 of the 100: that these no longer vary is most of the change."""
 
 
 def psnr_db(a: np.ndarray, b: np.ndarray) -> float:

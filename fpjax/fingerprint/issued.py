@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fpjax.errors import InputError
 from fpjax.fingerprint.keys import check_keys, to_symbols
@@ -38,7 +39,7 @@ _COMPLETE = 1e-4
 """Largest relative error up to which a basis counts as complete, so that M = I - dual_V^T V."""
 
 
-def issue_model(scheme: Scheme, key) -> Generator:
+def issue_model(scheme: Scheme, key: ArrayLike) -> Generator:
     """A copy of the scheme's generator that writes this key into each of its images.
 
     Its images are those of `generate(scheme, ..., alpha="projected")` for the same natural latents.
@@ -91,7 +92,9 @@ class _Rows:
             np.asarray(jax.device_get(array), np.float64)
             for array in (basis.mean, basis.directions, basis.dual)
         )
-        return cls(mean, *scheme.split(directions), *scheme.split(dual))
+        u, v = map(np.asarray, scheme.split(directions))
+        dual_u, dual_v = map(np.asarray, scheme.split(dual))
+        return cls(mean, u, v, dual_u, dual_v)
 
 
 def _folded(

@@ -158,7 +158,7 @@ class Gaussian:
       std: standard deviation of the noise, images in [-1, 1]; rounding is added to it.
 
     >>> y = Gaussian(0.1).simulate(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-    >>> round(float(jnp.std(y / 127.5 - 1)), 2)
+    >>> round(float(jnp.std(y.astype(jnp.float32) / 127.5 - 1)), 2)
     0.1
     """
 

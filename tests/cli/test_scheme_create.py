@@ -9,7 +9,6 @@ import pytest
 from fpjax.attribution import calibration
 from fpjax.cli import common
 from fpjax.cli.main import run
-from fpjax.fingerprint import basis
 from fpjax.fingerprint.scheme import load_scheme
 from tests.cli.conftest import CREATE, GENERATOR
 
@@ -56,7 +55,9 @@ def test_the_published_directions_are_a_flag_away(tmp_path):
 def test_resume_goes_on_with_the_directions_that_were_fitted(
     stopped, workplace, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(basis, "fit_basis", lambda *_, **__: pytest.fail("fitted again"))
+    monkeypatch.setattr(
+        "fpjax.fingerprint.fit.fit_basis", lambda *_, **__: pytest.fail("fitted again")
+    )
     assert run([*stopped, "--resume"]) == 0
     whole, resumed = opened(workplace.folder / "scheme"), opened(tmp_path / "scheme")
     assert resumed.id == whole.id

@@ -46,7 +46,7 @@ def test_it_is_the_curvature_of_the_profile_likelihood():
         alpha = jax.lax.fori_loop(0, 8, body, jnp.asarray(found.alpha[0]))
         return likelihood(alpha, symbols)
 
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         step = 0.05
         for i in (0, 3):
             away = np.eye(6)[i] * step

@@ -107,7 +107,7 @@ _RUN = """
 import sys, numpy as np
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from tests.zoo.test_gan import CONFIG, _images
+from tests.training.test_gan import CONFIG, _images
 from fpjax.training.train import train
 print("go", flush=True)
 train(CONFIG, _images(), Path(sys.argv[1]), checkpoint_steps=2, log_steps=2)

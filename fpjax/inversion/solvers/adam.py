@@ -75,7 +75,7 @@ class Adam:
 
     def schedule(self, count: Any) -> Array:
         """Learning rate of step `count`, from 0."""
-        return self.learning_rate * jnp.exp(-self.decay * (count + 1))
+        return self.learning_rate * jnp.exp(-self.decay * (jnp.asarray(count, jnp.float32) + 1))
 
     def optimizer(self) -> optax.GradientTransformation:
         """Adam with the published decay."""
@@ -134,7 +134,8 @@ class Adam:
             # Under vmap all lanes go round the loop together: those that are done stand still.
             unknowns, memory = carry
             gradient = jax.grad(problem.cost)(unknowns, target)
-            updates, next_memory = optimizer.update(gradient, memory)
+            with jax.numpy_dtype_promotion("standard"):  # optax mixes types
+                updates, next_memory = optimizer.update(gradient, memory)
             moved = problem.bounded(unknowns + updates), next_memory
             return jax.tree.map(lambda new, old: jnp.where(i < count, new, old), moved, carry)
 

@@ -93,21 +93,21 @@ class LevenbergMarquardt:
       solved_ratio: residual, in units of the observation's noise, up to which an image that has
         converged is solved.
       hopeless_ratio, hopeless_after: an image whose residual is still above this ratio after this
-        many Jacobians, and whose cost did not fall below a quarter in the last, is given up:
-        nothing here explains it.
+        many Jacobians, and whose cost fell by less than a fifth in the last, is given up: nothing
+        here explains it.
       stalled_after: an image that is not solved after this many Jacobians, and whose cost fell by
         less than a tenth in the last, has converged with more than noise left.
       jacobian_dtype: "float32", or "bfloat16" where the Jacobian alone is larger than memory;
         products accumulate in float32 either way.
     """
 
-    max_steps: int = 12
+    max_steps: int = 20
     inner_steps: int = 16
     tolerance: float = 0.02
     solved_ratio: float = 1.3
     hopeless_ratio: float = 25.0
-    hopeless_after: int = 2
-    stalled_after: int = 5
+    hopeless_after: int = 4
+    stalled_after: int = 6
     jacobian_dtype: str = "float32"
 
     name: ClassVar[str] = "levenberg-marquardt"
@@ -232,7 +232,7 @@ class LevenbergMarquardt:
         hopeless = (
             (state.steps >= self.hopeless_after)
             & (state.ratio > self.hopeless_ratio)
-            & (state.shrink > 0.25)
+            & (state.shrink > 0.8)
         )
         stalled = (
             (state.steps >= self.stalled_after)
@@ -337,9 +337,7 @@ def _evaluate(problem: Problem, unknowns: Array, target: Array, leak):
 
 def _product(a: Array, b: Array) -> Array:
     """Matrix product accumulated in float32, also of rows kept in bfloat16."""
-    dtype = jnp.promote_types(a.dtype, b.dtype)
-    if jnp.bfloat16 in (a.dtype, b.dtype):
-        dtype = jnp.dtype(jnp.bfloat16)
+    dtype = jnp.bfloat16 if jnp.bfloat16 in (a.dtype, b.dtype) else jnp.float32
     return jnp.matmul(a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.float32)
 
 
