@@ -45,6 +45,7 @@ TEST = [
     "import-linter>=2.7",
     *DOCS,
     *TORCH,
+    *PLOT,
     *LPIPS,
     *DATA,
     *JPEG,
