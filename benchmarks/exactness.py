@@ -23,7 +23,7 @@ import fpjax
 from fpjax.attribution.decision import decide
 from fpjax.fingerprint.keys import to_symbols
 from fpjax.inversion.solution import Solution, Status
-from fpjax.studies.design import psnr_db
+from fpjax.studies.quality import psnr_db
 
 
 @jax.jit

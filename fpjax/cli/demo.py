@@ -21,7 +21,7 @@ from fpjax.cli import common
 from fpjax.io.atomic import atomic_write
 
 if TYPE_CHECKING:
-    import numpy as np
+    pass
 
 USERS = ("ada", "blaise", "claude", "dorothy", "emmy", "florence", "grace", "hedy")
 IMAGES_PER_USER = 4
@@ -50,19 +50,6 @@ def add_arguments(parser: common.Parser) -> None:
         help="Seed of keys and latents; the same seed repeats the demo. Default: %(default)s.",
     )
     common.add_quiet_flag(parser)
-
-
-def psnr_db(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio of uint8 images (B, R, R, 3) in decibels, (B,).
-
-    >>> import numpy as np
-    >>> psnr_db(np.zeros((1, 2, 2, 3), np.uint8), np.full((1, 2, 2, 3), 255, np.uint8))
-    array([0.])
-    """
-    import numpy as np
-
-    error = np.mean((a.astype(np.float64) - b) ** 2, axis=(1, 2, 3))
-    return 20 * np.log10(255) - 10 * np.log10(np.maximum(error, 1e-12))
 
 
 def _fresh_folder(path: Path) -> None:
@@ -97,6 +84,7 @@ def main(args: argparse.Namespace) -> int:
     from fpjax.fingerprint.scheme import load_scheme
     from fpjax.io.images import load_image, save_image, to_uint8
     from fpjax.progress import Display
+    from fpjax.studies.quality import psnr_db
 
     common.use_compilation_cache()
     _fresh_folder(out)

@@ -42,7 +42,7 @@ def test_keys_of_the_default_scheme_cost_little(scheme):
     """Mean PSNR to the original of 64 pictures: above 40 dB, as its card says."""
     import jax
 
-    from fpjax.studies.design import psnr_db
+    from fpjax.studies.quality import psnr_db
 
     keys = fpjax.sample_keys(jax.random.key(5), 64, 64)
     made = fpjax.generate(scheme, jax.random.key(6), keys)
