@@ -188,7 +188,7 @@ SHAPES += [lambda body: body] * len(SETTINGS)
 
 
 def seeds() -> list[bytes]:
-    """Small valid inputs of every shape, and pickles of real fixtures where they are present."""
+    """Small valid inputs of every shape, and the pickle of a fixture where the tests are at hand."""
     array = {"a": np.arange(6.0).reshape(2, 3), "s": np.float32(1), "set": {1}, "b": b"x" * 5}
     persistent = {"type": "class", "class_name": "G", "state": {"_parameters": {}, "_modules": {}}}
     pickles = [pickle.dumps(array, protocol) for protocol in range(6)]
@@ -207,10 +207,9 @@ def seeds() -> list[bytes]:
     call = b"\x80\x02ctorch_utils.persistence\n_reconstruct_persistent_obj\n" + module + b"\x85R."
     pickles += [network, call, whole_module()]
     try:
-        fixtures = os.environ.get("FPJAX_FIXTURES", ROOT.parent / "shared" / "fixtures")
-        with zipfile.ZipFile(Path(fixtures) / "rosinality_sg2_r32_random.pt") as archive:
+        with zipfile.ZipFile(ROOT / "tests/fixtures/rosinality_sg2_r32_random.pt") as archive:
             pickles.append(archive.read(next(n for n in archive.namelist() if "data.pkl" in n)))
-    except OSError:
+    except FileNotFoundError:
         print("no fixtures: fuzzing from generated files only")
     npy = io.BytesIO()
     np.save(npy, np.arange(4, dtype=">i2").reshape(2, 2, order="F"))
