@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fpjax.errors import FpjaxError
 from fpjax.fingerprint.packed import num_words, unpack_keys
 
 SECRET_BYTES = 32
@@ -32,7 +33,7 @@ _CONSTANTS = (0x61707865, 0x3320646E, 0x79622D32, 0x6B206574)  # "expand 32-byte
 _NONCE_TAG = int.from_bytes(b"fpjx", "little")
 
 
-class SecretError(ValueError):
+class SecretError(FpjaxError, ValueError):
     """A secret, or its file, that can't be used; the message is one line."""
 
 
