@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -63,12 +63,15 @@ class Candidates:
 class Directory(Protocol):
     """What `attribute` needs of a registry, whoever keeps it."""
 
-    path: object
-    """Where it is kept, for messages."""
     scheme_id: str
     """The scheme its keys belong to."""
     key_length: int
     """Bits of a key."""
+
+    @property
+    def path(self) -> Any:
+        """Where it is kept, for messages."""
+        ...
 
     def candidates(self) -> Candidates:
         """All keys as they are now."""

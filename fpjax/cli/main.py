@@ -17,6 +17,7 @@ import fpjax
 from fpjax.cli import (
     attribute,
     basis,
+    capacity,
     demo,
     design,
     generate,
@@ -49,6 +50,7 @@ COMMANDS = {
     "attribute": (attribute, "say who made each image file"),
     "basis": (basis, "show directions of a generator's latents"),
     "design": (design, "predict what directions, strength and key length give"),
+    "capacity": (capacity, "measure and predict how many users a scheme tells apart"),
 }
 _SIGNALS = ("SIGTERM", "SIGHUP")
 

@@ -47,6 +47,7 @@ def main(args: argparse.Namespace) -> int:
         )
     if args.secret is not None and args.minimum_distance:
         raise common.UsageError("--minimum_distance: derived keys are independent of one another")
+    from fpjax.attribution.derived_registry import DerivedRegistry
     from fpjax.fingerprint.keys import to_hex
 
     scheme = common.open_scheme(args)
@@ -58,7 +59,7 @@ def main(args: argparse.Namespace) -> int:
         for user in args.names:
             key = registry.issue(user)
             print(f"{common.shown(user)}  {to_hex(key)}", flush=True)
-        if args.count:
+        if args.count and isinstance(registry, DerivedRegistry):
             issued = registry.extend(args.count)
             print(f"users {issued[0]} to {issued[-1]}: {len(registry)} in all", flush=True)
     return common.EXIT_OK

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,7 +22,7 @@ class KeySource(Protocol):
         """Keys, N."""
         ...
 
-    def words(self, start: int, size: int):
+    def words(self, start: int, size: int) -> Any:
         """Words (size, W) uint32 of keys from `start` on, on the host or a device.
 
         `start` and `size` are multiples of 2^15; rows beyond N hold anything.
