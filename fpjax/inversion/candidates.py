@@ -155,7 +155,8 @@ def invert_candidates(
                 whole[image, first : first + chunk] = part[: len(some)]
             if progress is not None:
                 progress(image * count + first + len(some), len(targets) * count)
-    return CandidateFits(*found, solution)
+    cost, left, ratio, taken = found
+    return CandidateFits(cost, left, ratio, taken, solution)
 
 
 def _candidate_symbols(problem: Problem, keys, num_images: int) -> np.ndarray:
