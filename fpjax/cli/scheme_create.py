@@ -70,6 +70,12 @@ def add_arguments(parser: common.Parser) -> None:
         "file. By default the image metric leaves them out: they only cost time.",
     )
     flags.add_argument(
+        "--rotate",
+        action="store_true",
+        help="Turn the fingerprint directions by a secret random rotation among themselves: who "
+        "has the generator can fit directions again, but does not know those of single bits.",
+    )
+    flags.add_argument(
         "--noise",
         choices=("const", "none"),
         help="Noise maps of a StyleGAN2: those stored with the weights, or none. By default as the "
@@ -141,6 +147,7 @@ def main(args: argparse.Namespace) -> int:
                 args.levels,
                 args.code,
                 keep_all=args.keep_all,
+                rotate=args.rotate,
             )
             draft.begin()
             scheme.save(draft.scheme)

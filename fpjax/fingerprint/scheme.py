@@ -25,6 +25,7 @@ from fpjax.fingerprint.basis import Basis
 from fpjax.fingerprint.calibration import Calibration
 from fpjax.fingerprint.codes import Code, IndependentBits, code_named
 from fpjax.fingerprint.keys import Levels, check_keys, to_symbols
+from fpjax.fingerprint.rotation import rotated, secret_rotation
 from fpjax.fingerprint.scheme_files import open_scheme, save_scheme
 from fpjax.models.checkpoint import canonical_json
 from fpjax.models.generator import Generator, static
@@ -75,6 +76,7 @@ class Scheme:
         code: Code | str | None = None,
         *,
         keep_all: bool = False,
+        rotate: bool = False,
     ) -> Scheme:
         """Makes a scheme; by default the key takes the last directions of the basis.
 
@@ -93,6 +95,8 @@ class Scheme:
             metric, as many of the last ones are left out as change natural images by no more than
             `LEFT_OUT_PSNR` in all: each costs the inversion time, and embedding sets them to their
             mean.
+          rotate: turn the fingerprint directions by a secret random rotation among themselves, so
+            that who fits the basis again knows their span, but not the directions of symbols.
 
         Raises:
           InputError: saying what does not fit.
@@ -132,6 +136,8 @@ class Scheme:
             shift = int(np.searchsorted(rows, shift))
             if len(rows) < directions:
                 basis = basis.select(rows)
+        if rotate:
+            basis = rotated(basis, shift, secret_rotation(length))
         return cls(generator, basis, strength, key_length, shift, levels, code)
 
     @property

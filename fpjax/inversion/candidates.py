@@ -89,7 +89,7 @@ class _Shared(NamedTuple):
 def invert_candidates(
     problem: Problem,
     images: Shaped[Array | np.ndarray, "batch height width channels"],
-    keys: Shaped[Array | np.ndarray, "*batch candidates length"],
+    keys: Shaped[Array | np.ndarray, "*images candidates length"],
     solution: Solution | None = None,
     *,
     steps: int = 8,
