@@ -55,10 +55,23 @@ def mean_of(trees):
 def turned(scheme, rotation):
     """A scheme whose fingerprint directions are rotated, and its start with them."""
     calibration = scheme.calibration
-    weight, bias = (np.array(part, np.float32) for part in vars(calibration.start).values())
-    for part in (weight, bias):
-        part[..., scheme.num_alpha :] = part[..., scheme.num_alpha :] @ rotation.T
-    start = dataclasses.replace(calibration.start, weight=weight.astype(np.float16), bias=bias)
+    start = calibration.start
+    free = scheme.num_alpha
+
+    def turn(part, side):
+        made = np.array(part, np.float32)
+        if side == "columns":
+            made[..., free:] = made[..., free:] @ rotation.T
+        else:
+            made[free:] = rotation @ made[free:]
+        return made
+
+    start = dataclasses.replace(
+        start,
+        weight=turn(start.weight, "columns").astype(np.float16),
+        bias=turn(start.bias, "columns"),
+        forward=None if start.forward is None else turn(start.forward, "rows").astype(np.float16),
+    )
     return scheme.replace(
         basis=rotated(scheme.basis, scheme.shift, rotation),
         calibration=dataclasses.replace(calibration, start=start),

@@ -21,7 +21,7 @@ import numpy as np
 
 from fpjax.attribution.decision import decide
 from fpjax.errors import InputError
-from fpjax.fingerprint.calibration import Calibration
+from fpjax.fingerprint.calibration import Calibration, LinearStart
 from fpjax.fingerprint.codes import Code
 from fpjax.fingerprint.embed import generate
 from fpjax.fingerprint.keys import sample_keys
@@ -214,9 +214,9 @@ class _Work:
                 placed, key, self.settings.num_start_images,
                 progress=lambda done, total: self.progress("fitting a start", done, total),
             )  # fmt: skip
-            arrays = {"weight": start.weight, "bias": start.bias}
+            arrays = {name: part for name, part in vars(start).items() if part is not None}
             write_npz(path, arrays)
-        return dataclasses.replace(own, start=dataclasses.replace(own.start, **arrays))
+        return dataclasses.replace(own, start=LinearStart(**arrays))
 
     def _predicted(self, cell: Cell, design: Design, code: Code | None) -> Evidence:
         path = self.folder / "predicted" / f"{cell.name}.npz"

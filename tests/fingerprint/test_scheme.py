@@ -1,5 +1,6 @@
 """Schemes write keys as the paper says, and come back from disk bit for bit."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from fpjax.errors import InputError
+from fpjax.fingerprint.calibration import Calibration
 from fpjax.fingerprint.embed import generate
 from fpjax.fingerprint.keys import sample_keys
 from fpjax.fingerprint.scheme import Scheme
@@ -290,3 +292,16 @@ def test_a_doctored_code_is_refused(tiny_generator, tiny_scheme, tmp_path):
         file.write_text(json.dumps({**header, "code": code}))
         with pytest.raises(SchemeError, match="damaged"):
             Scheme.load(tmp_path / "scheme", tiny_generator)
+
+
+def test_a_calibration_of_format_1_has_no_way_back_and_stays_readable(calibrated_scheme, tmp_path):
+    calibration = calibrated_scheme.calibration
+    assert calibration.start.forward.shape == calibration.start.weight.T.shape
+    start = dataclasses.replace(calibration.start, forward=None)
+    scheme = calibrated_scheme.replace(calibration=dataclasses.replace(calibration, start=start))
+    scheme.save(tmp_path / "old")
+    header = json.loads((tmp_path / "old" / "calibration.json").read_text())
+    assert header["format_version"] == 1
+    back = Calibration.read(tmp_path / "old")
+    assert back.start.forward is None
+    assert back.sha256 == scheme.calibration.sha256 != calibration.sha256
