@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from fpjax.fingerprint.packed import num_words, pack_keys
 
 
+@runtime_checkable
 class KeySource(Protocol):
     """Where candidate keys come from: N of them, packed, by number."""
 
