@@ -9,7 +9,6 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from fpjax.errors import InputError
-from fpjax.fingerprint.keys import as_bits, unpack_words
 from fpjax.fingerprint.stored import KeySource, StoredKeys
 
 
@@ -46,6 +45,8 @@ class Candidates:
         Raises:
           InputError: if the keys are not of this shape.
         """
+        from fpjax.fingerprint.keys import as_bits, unpack_words  # imports JAX; registries do not
+
         if len(users) == 0:
             return cls(None, users.__getitem__)
         keys = np.asarray(keys)
