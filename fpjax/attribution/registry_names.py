@@ -41,11 +41,20 @@ _EAST_ASIAN = {"CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO", "LATIN"}
 
 
 class RegistryError(FpjaxError):
-    """A registry that can't be used, or an entry it refuses; the message is one line."""
+    """A registry that can't be used, or an entry it refuses; the message is one line.
+
+    >>> import fpjax
+    >>> issubclass(RegistryError, fpjax.FpjaxError)
+    True
+    """
 
 
 class UnknownUserError(RegistryError):
-    """A user who holds no key."""
+    """A user who holds no key.
+
+    >>> issubclass(UnknownUserError, RegistryError)
+    True
+    """
 
 
 def unknown_user(user: str, path: object, names: list[str]) -> UnknownUserError:

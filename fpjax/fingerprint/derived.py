@@ -34,7 +34,11 @@ _NONCE_TAG = int.from_bytes(b"fpjx", "little")
 
 
 class SecretError(FpjaxError, ValueError):
-    """A secret, or its file, that can't be used; the message is one line."""
+    """A secret, or its file, that can't be used; the message is one line.
+
+    >>> issubclass(SecretError, ValueError)
+    True
+    """
 
 
 def chacha20_block(key: jax.Array, counters: jax.Array, nonce: jax.Array) -> jax.Array:
@@ -290,6 +294,10 @@ def read_secret(path: str | os.PathLike) -> bytes:
     Raises:
       SecretError: if the file is missing, is no plain file, is readable by others, or is not of 32
         bytes.
+
+    >>> read_secret("/nowhere/secret")
+    Traceback (most recent call last):
+    fpjax.fingerprint.derived.SecretError: can't read the secret /nowhere/secret: No such file ...
     """
     path = Path(path)
     try:

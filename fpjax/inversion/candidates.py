@@ -55,6 +55,19 @@ class CandidateFits:
       noise_ratio: (B, C) float32, residual in units of the observation's noise.
       steps: (B, C) int32, steps taken, of both kinds.
       solution: the inversion with free symbols that the candidates began from.
+
+    >>> import fpjax
+    >>> from fpjax.models.linear import linear_generator
+    >>> generator = linear_generator()
+    >>> basis = fpjax.fit_basis(generator, jax.random.key(0), 100, metric="latent")
+    >>> scheme = fpjax.Scheme.create(generator, basis, key_length=4, strength=0.5)
+    >>> keys = fpjax.sample_keys(jax.random.key(1), 3, 4)
+    >>> images = fpjax.generate(scheme, jax.random.key(2), keys).images
+    >>> starts = np.zeros((1, 16), np.float32)
+    >>> problem = fpjax.Problem(scheme)
+    >>> found = fpjax.invert(problem, images, starts=starts)
+    >>> invert_candidates(problem, images, keys, found).cost.shape
+    (3, 3)
     """
 
     cost: Float[np.ndarray, "batch candidates"]
@@ -117,6 +130,19 @@ def invert_candidates(
 
     Raises:
       InputError: if the keys do not fit the scheme or the images, or the problem has no Jacobian.
+
+    >>> import fpjax
+    >>> from fpjax.models.linear import linear_generator
+    >>> generator = linear_generator()
+    >>> basis = fpjax.fit_basis(generator, jax.random.key(0), 100, metric="latent")
+    >>> scheme = fpjax.Scheme.create(generator, basis, key_length=4, strength=0.5)
+    >>> keys = fpjax.sample_keys(jax.random.key(1), 3, 4)
+    >>> images = fpjax.generate(scheme, jax.random.key(2), keys).images
+    >>> starts = np.zeros((1, 16), np.float32)
+    >>> problem = fpjax.Problem(scheme)
+    >>> found = fpjax.invert(problem, images, starts=starts)
+    >>> invert_candidates(problem, images, keys, found).best.tolist()
+    [0, 1, 2]
     """
     if hasattr(problem.observation, "distance") or problem.symbols != "relaxed":
         raise InputError("candidates need squared residuals and relaxed symbols")
