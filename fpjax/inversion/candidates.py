@@ -61,7 +61,7 @@ class CandidateFits:
     >>> generator = linear_generator()
     >>> basis = fpjax.fit_basis(generator, jax.random.key(0), 100, metric="latent")
     >>> scheme = fpjax.Scheme.create(generator, basis, key_length=4, strength=0.5)
-    >>> keys = fpjax.sample_keys(jax.random.key(1), 3, 4)
+    >>> keys = np.array([[0, 1, 1, 0], [1, 0, 0, 1], [1, 1, 1, 0]])
     >>> images = fpjax.generate(scheme, jax.random.key(2), keys).images
     >>> starts = np.zeros((1, 16), np.float32)
     >>> problem = fpjax.Problem(scheme)
@@ -136,7 +136,7 @@ def invert_candidates(
     >>> generator = linear_generator()
     >>> basis = fpjax.fit_basis(generator, jax.random.key(0), 100, metric="latent")
     >>> scheme = fpjax.Scheme.create(generator, basis, key_length=4, strength=0.5)
-    >>> keys = fpjax.sample_keys(jax.random.key(1), 3, 4)
+    >>> keys = np.array([[0, 1, 1, 0], [1, 0, 0, 1], [1, 1, 1, 0]])
     >>> images = fpjax.generate(scheme, jax.random.key(2), keys).images
     >>> starts = np.zeros((1, 16), np.float32)
     >>> problem = fpjax.Problem(scheme)
