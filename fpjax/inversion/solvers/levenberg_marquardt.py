@@ -178,7 +178,7 @@ class LevenbergMarquardt:
         if problem.average_rows is not None:
             unknowns = nearer_start(problem, start, target)
         _, cost, ratio = _evaluate(problem, unknowns, target, LEAK)
-        length = problem.scheme.key_length
+        length = problem.scheme.num_symbols
         zeros = jnp.zeros((length, length), jnp.float32)
         one, infinite = jnp.ones((), jnp.float32), jnp.full((), jnp.inf, jnp.float32)
         return LaneState(
