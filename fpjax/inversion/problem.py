@@ -58,6 +58,16 @@ class Problem:
 
         return cls(scheme, LPIPSDistance(), BoundsPrior(penalty_weight), symbols="sigmoid")
 
+    @classmethod
+    def paper_ldm(cls, scheme: Scheme) -> Problem:
+        """The published protocol for latent diffusion: as `paper`, with penalty weight 0.005.
+
+        Its latents are drawn by DDIM with 50 steps and eta 1, which is what `sample_latents` of a
+        generator with a diffusion prior does by default; its bases are in
+        `fpjax.fingerprint.tied_pca`.
+        """
+        return cls.paper(scheme, penalty_weight=0.005)
+
     @property
     def num_unknowns(self) -> int:
         """Coordinates of alpha and symbols together, K."""
