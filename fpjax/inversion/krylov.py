@@ -90,7 +90,8 @@ def conjugate_gradients(
 
     def running(state):
         *_, total, last, count = state
-        enough = (last * count <= forcing * total) | (last <= settled)
+        taken = count.astype(total.dtype)
+        enough = (last * taken <= forcing * total) | (last <= settled)
         return (count < max_steps) & ~enough
 
     def body(state):
@@ -124,7 +125,7 @@ def scale_of(problem: Problem, here: Linearised) -> Array:
     size, free = problem.num_unknowns, problem.scheme.num_alpha
     strength = jnp.asarray(scheme.strength, jnp.float32)
     unit = jnp.concatenate(
-        [jnp.ones(free, jnp.float32), jnp.full(scheme.key_length, 1.0) * strength]
+        [jnp.ones(free, jnp.float32), jnp.ones(scheme.key_length, jnp.float32) * strength]
     )
     image_metric = scheme.basis.metric != "latent"
     found = []
@@ -134,7 +135,7 @@ def scale_of(problem: Problem, here: Linearised) -> Array:
     relative = jnp.mean(jnp.stack(found), axis=0)  # of coordinates in units of `unit`
     mean = jnp.maximum(jnp.mean(relative), 1e-12)
     if image_metric:
-        relative = jnp.full_like(relative, 1.0) * mean
+        relative = jnp.ones_like(relative) * mean
     return jnp.maximum(relative, 0.1 * mean) * unit**2
 
 

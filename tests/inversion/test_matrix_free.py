@@ -57,7 +57,13 @@ def test_it_agrees_with_the_dense_solver_to_a_thousandth(problem, files, found):
 
 
 def test_systems_give_the_information_of_the_rows_within_their_bound(problem, files, found):
-    systems = MatrixFree(tolerance=1e-5, forcing=1e-3, information="systems", information_steps=80)
+    systems = MatrixFree(
+        tolerance=1e-5,
+        forcing=1e-3,
+        information="systems",
+        information_steps=80,
+        information_forcing=1e-4,
+    )
     again = fpjax.invert(problem, files, systems)
     np.testing.assert_array_equal(again.soft_bits, found.soft_bits)
     size = np.abs(found.information).max(axis=(1, 2), keepdims=True)

@@ -89,6 +89,8 @@ class MatrixFree:
       information: "rows" takes the Jacobian's rows once, "systems" solves for each symbol, "auto"
         takes the cheaper, "none" leaves it out.
       information_steps: products for a symbol's system, at most.
+      information_forcing: as `forcing`, for those systems; the default leaves S too large by well
+        under a hundredth (`krylov.key_information` bounds it).
     """
 
     max_steps: int = 30
@@ -101,6 +103,7 @@ class MatrixFree:
     stalled_after: int = 8
     information: Literal["auto", "rows", "systems", "none"] = "auto"
     information_steps: int = 30
+    information_forcing: float = 0.01
 
     name: ClassVar[str] = "matrix-free"
     cpu_lanes: ClassVar[int] = 1
@@ -111,9 +114,10 @@ class MatrixFree:
             raise InputError(
                 f"max_steps, cg_steps, information_steps {counts}: expected at least 1"
             )
-        if not (self.tolerance > 0 and self.forcing > 0):
+        if not min(self.tolerance, self.forcing, self.information_forcing) > 0:
             raise InputError(
-                f"tolerance {self.tolerance}, forcing {self.forcing}: expected positive numbers"
+                f"tolerance {self.tolerance}, forcing {self.forcing}, information_forcing "
+                f"{self.information_forcing}: expected positive numbers"
             )
         if self.information not in ("auto", "rows", "systems", "none"):
             raise InputError(
@@ -274,9 +278,8 @@ class MatrixFree:
 
     def _information(self, problem, here, unknowns, scale, plan) -> krylov.Bounded:
         if not self.by_rows(problem):
-            return krylov.key_information(
-                problem, here, unknowns, scale, self.information_steps, 0.01, plan
-            )
+            steps, forcing = self.information_steps, self.information_forcing
+            return krylov.key_information(problem, here, unknowns, scale, steps, forcing, plan)
         units = jnp.eye(problem.num_unknowns, dtype=jnp.float32)
         rows = jax.lax.map(here.push, units, batch_size=min(plan, len(units)))
         precision = alpha_precision(problem)
