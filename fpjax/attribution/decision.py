@@ -229,7 +229,7 @@ def attribute(
         image, the observation and the solver.
       observation: how the generator's output became the files; by default `Rounded8Bit()`.
       problem: for `invert`, instead of one made of scheme and observation.
-      solver: by default `LevenbergMarquardt()`.
+      solver: see `default_solver`.
       memory: see `invert`.
       mesh: see `invert`.
       progress: called with (images finished, images in all).
@@ -241,10 +241,10 @@ def attribute(
       InputError: if the images do not fit the generator or the scheme is not calibrated.
       RegistryError: if the registry belongs to another scheme.
     """
-    from fpjax.inversion.solvers.levenberg_marquardt import LevenbergMarquardt
+    from fpjax.inversion.solvers.default import default_solver
 
     _check_rate(false_positive_rate)
-    solver = LevenbergMarquardt() if solver is None else solver
+    solver = default_solver(scheme) if solver is None else solver
     if problem is not None:
         if problem.scheme.id != scheme.id:
             raise InputError("the problem is of another scheme")

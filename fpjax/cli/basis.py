@@ -85,7 +85,8 @@ def main(args: argparse.Namespace) -> int:
     for i in (i for i in shown if i < len(basis)):
         print(f"{i:9d} {basis.std[i]:7.3f} {100 * share[i]:8.2f} %")
     if args.out:
-        arrays = {name: getattr(basis, name) for name in ("mean", "directions", "dual", "std")}
+        arrays = basis.arrays()
+        arrays.setdefault("dual", basis.dual) if "directions" in arrays else None
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
         with atomic_write(args.out) as file:

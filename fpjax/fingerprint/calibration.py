@@ -43,7 +43,7 @@ class Calibration:
     """What was learned about a scheme, and how.
 
     Attributes:
-      start: where inversions start.
+      start: where inversions start; None where they start from the generator's encoder.
       observation: name of the observation that images were seen through.
       solver: name of the solver that inverted them.
       max_noise_ratio: residual up to which a file counts as explained by the generator, in units of
@@ -52,7 +52,7 @@ class Calibration:
       num_start_images, num_inverted_images: what the start was fitted on; what was inverted.
     """
 
-    start: LinearStart
+    start: LinearStart | None
     observation: str
     solver: str
     max_noise_ratio: float
@@ -75,6 +75,8 @@ class Calibration:
         return values
 
     def _arrays(self) -> dict[str, np.ndarray]:
+        if self.start is None:
+            return {}
         return {
             "start/weight": np.ascontiguousarray(self.start.weight, "<f2"),
             "start/bias": np.ascontiguousarray(self.start.bias, "<f4"),
@@ -112,7 +114,9 @@ class Calibration:
         recorded = header.pop("sha256", None)
         try:
             arrays = load_tensors(folder / _ARRAYS)
-            start = LinearStart(arrays["start/weight"], arrays["start/bias"])
+            start = None
+            if arrays or header.get("num_start_images") != 0:
+                start = LinearStart(arrays["start/weight"], arrays["start/bias"])
             found = cls(start=start, **header)
             fits = found.sha256 == recorded
         except (CheckpointFormatError, KeyError, TypeError, ValueError) as error:

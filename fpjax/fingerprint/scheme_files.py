@@ -17,7 +17,7 @@ from typing import Any, cast, get_args
 
 import numpy as np
 
-from fpjax.errors import FpjaxError
+from fpjax.errors import FpjaxError, InputError
 from fpjax.fingerprint.basis import Basis
 from fpjax.fingerprint.block_basis import BlockBasis, Transform, num_blocks
 from fpjax.fingerprint.calibration import Calibration
@@ -169,9 +169,14 @@ def _bound_generator(path: Path, header: dict[str, Any], generator: Generator | 
     noise = header.get("noise", "const")
     if noise != generator.noise:
         with_noise = getattr(generator, "with_noise", None)
-        if with_noise is None or noise not in ("const", "none"):
-            raise SchemeError(f"{path}: made with noise {noise!r:.20}, unknown to this generator")
-        generator = cast(Generator, with_noise(noise))
+        try:
+            if with_noise is None:
+                raise InputError("it has no modes")
+            generator = cast(Generator, with_noise(noise))
+        except (InputError, TypeError, ValueError) as error:
+            raise SchemeError(
+                f"{path}: made with noise {noise!r:.20}, unknown to this generator"
+            ) from error
     if header["generator_sha256"] != generator.sha256:
         raise SchemeError(
             f"{path}: made for generator {name!r:.80} with SHA-256 "

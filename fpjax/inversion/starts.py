@@ -82,7 +82,7 @@ def linear_starts(
       InputError: if the scheme was never calibrated.
     """
     calibration = problem.scheme.calibration
-    if calibration is None:
+    if calibration is None or calibration.start is None:
         raise InputError(
             "the scheme has no start for inversions: make one with fpjax.calibrate(scheme, key), "
             "or pass starts"

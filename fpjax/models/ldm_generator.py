@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from fpjax.errors import InputError
 from fpjax.models import autoencoder, autoencoder_tiny, checkpoint, diffusion
 from fpjax.models.autoencoder import AutoencoderConfig
 from fpjax.models.autoencoder_tiny import AutoencoderTinyConfig
@@ -32,8 +33,10 @@ PRIOR = "prior"
 @dataclasses.dataclass(frozen=True)
 class _Decode:
     config: FirstStageConfig
+    quantize: bool = True
 
-    def __call__(self, params, latents: Array, *, quantize: bool = True) -> Array:
+    def __call__(self, params, latents: Array, *, quantize: bool | None = None) -> Array:
+        quantize = self.quantize if quantize is None else quantize
         if isinstance(self.config, AutoencoderTinyConfig):
             return autoencoder_tiny.decode(self.config, params, latents)
         return autoencoder.decode(self.config, params, latents, quantize=quantize)
@@ -66,7 +69,8 @@ class LDMGenerator(Generator):
     """The first stage of a latent diffusion model with its weights; the latent is z.
 
     * `decode(params, latents (B, h, w, C), quantize=True)` takes the nearest codebook entries
-      first, in a VQ model; see `autoencoder.decode`.
+      first, in a VQ model; see `autoencoder.decode`. `with_noise("unquantized")` changes the
+      default.
     * `encode(params, images, key=None)`: with a key, a KL model's latent is drawn instead of its
       mean; see `autoencoder.encode`.
     * `sample_latents(params, key, num, steps=50, eta=1.0)` draws by DDIM; None without a prior.
@@ -109,6 +113,29 @@ class LDMGenerator(Generator):
             prior_config=None if prior is None else prior.config,
             info_json=checkpoint.canonical_json(dict(info or {})),
         )
+
+    @property
+    def noise(self) -> str:
+        """"unquantized" where a VQ model decodes latents as they are, else "const"."""
+        assert isinstance(self.decode, _Decode)
+        return "const" if self.decode.quantize else "unquantized"
+
+    def with_noise(self, noise: str) -> LDMGenerator:
+        """The same generator, which by default quantises latents ("const") or not.
+
+        A VQ model's published decoder takes the nearest codes first, so that what lies between
+        codes is lost. "unquantized" decodes latents as they are.
+
+        Raises:
+          InputError: for another mode, or "unquantized" of a first stage without codes.
+        """
+        has_codes = isinstance(self.config, AutoencoderConfig) and self.config.is_vq
+        if noise not in (("const", "unquantized") if has_codes else ("const",)):
+            raise InputError(
+                f"noise {noise!r}: this generator has 'const'"
+                + (" and 'unquantized'" if has_codes else " alone")
+            )
+        return dataclasses.replace(self, decode=_Decode(self.config, noise == "const"))
 
     @property
     def info(self) -> dict[str, Any]:

@@ -1,0 +1,71 @@
+"""A first stage from scheme to verdict: everything that takes a generator takes this one."""
+
+import jax
+import numpy as np
+import pytest
+
+import fpjax
+from fpjax.errors import InputError
+from fpjax.inversion.solvers.default import default_solver
+from fpjax.models import autoencoder
+from fpjax.models.autoencoder import AutoencoderConfig
+from fpjax.models.ldm_generator import LDMGenerator
+from tests import pictures
+
+
+@pytest.fixture(scope="module")
+def scheme():
+    made = pictures.generator()
+    basis = fpjax.fit_basis(made, jax.random.key(1), 800, num_jacobians=32, num_probes=128)
+    scheme = fpjax.Scheme.create(made, basis, 16, strength=0.3)
+    return fpjax.calibrate(scheme, jax.random.key(2), num_inverted_images=4)
+
+
+def test_calibration_fits_no_start_where_there_is_an_encoder(scheme, tmp_path):
+    assert scheme.calibration.start is None and scheme.calibration.num_start_images == 0
+    assert scheme.calibration.solver == "matrix-free"
+    scheme.save(tmp_path / "scheme")
+    again = fpjax.Scheme.load(tmp_path / "scheme", pictures.generator())
+    assert again.calibration.sha256 == scheme.calibration.sha256
+
+
+def test_files_are_attributed_to_their_users_and_others_to_nobody(scheme, tmp_path):
+    with fpjax.Registry.create(
+        tmp_path / "users.db", key_length=16, scheme_id=scheme.id
+    ) as registry:
+        keys = np.stack([registry.issue(name, rng=np.random.default_rng(i)) for i, name in
+                         enumerate(("ada", "blaise"))])  # fmt: skip
+        made = fpjax.generate(scheme, jax.random.key(3), keys)
+        noise = np.random.default_rng(0).integers(0, 256, (1, *pictures.SHAPE)).astype(np.uint8)
+        images = np.concatenate([made.images, noise])
+        found = fpjax.attribute(scheme, images, registry, false_positive_rate=1e-3)
+    assert [v.user for v in found.verdicts] == ["ada", "blaise", None]
+    assert found.solver == "matrix-free" == default_solver(scheme).name
+    np.testing.assert_array_equal(found.keys[:2], keys)
+
+
+def test_a_vq_model_decodes_with_and_without_codes_and_a_scheme_keeps_which(tmp_path):
+    config = AutoencoderConfig(
+        ch=8, ch_mult=(1, 1), num_res_blocks=1, resolution=8, n_embed=16, double_z=False,
+        norm_groups=4,
+    )  # fmt: skip
+    params = autoencoder.init(config, jax.random.key(0))
+    made = LDMGenerator.create("vq", config, params)
+    free = made.with_noise("unquantized")
+    z = jax.random.normal(jax.random.key(1), (1, 4, 4, 3))
+    quantised = autoencoder.decode(config, params, z)
+    plain = autoencoder.decode(config, params, z, quantize=False)
+    np.testing.assert_array_equal(made.decode(params, z), quantised)
+    np.testing.assert_array_equal(free.decode(params, z), plain)
+    assert np.abs(quantised - plain).max() > 1e-3
+    assert free.sha256 == made.sha256 and (made.noise, free.noise) == ("const", "unquantized")
+    with pytest.raises(InputError, match="'const' and 'unquantized'"):
+        made.with_noise("none")
+    latents = np.random.default_rng(0).normal(size=(200, 48)).astype(np.float32)
+    from fpjax.fingerprint.tied_pca import joint_pca
+
+    basis, shift = joint_pca(latents, (4, 4, 3), 4, shift=20)
+    scheme = fpjax.Scheme.create(free, basis, 4, shift)
+    scheme.save(tmp_path / "scheme")
+    again = fpjax.Scheme.load(tmp_path / "scheme", made)
+    assert again.id == scheme.id and again.generator.noise == "unquantized"
