@@ -69,3 +69,29 @@ def test_a_vq_model_decodes_with_and_without_codes_and_a_scheme_keeps_which(tmp_
     scheme.save(tmp_path / "scheme")
     again = fpjax.Scheme.load(tmp_path / "scheme", made)
     assert again.id == scheme.id and again.generator.noise == "unquantized"
+
+
+def test_a_copy_to_hand_out_makes_the_pictures_that_generate_makes(scheme):
+    key = fpjax.sample_keys(jax.random.key(5), 1, 16)[0]
+    copy = fpjax.issue_model(scheme, key)
+    natural = copy.natural_latents(jax.random.key(6), 3)
+    made = fpjax.generate(scheme, jax.random.key(6), np.repeat(key[None], 3, axis=0))
+    images = np.clip(copy.decode(copy.params, natural), -1, 1)
+    np.testing.assert_allclose(images, made.float_images, atol=2e-5)
+    assert copy.encode(copy.params, images).shape == (3, *pictures.GRID)
+
+
+@pytest.mark.parametrize("layout", ["channels", "joint"])
+def test_copies_of_the_published_bases_too(layout):
+    from fpjax.fingerprint.tied_pca import channel_pca, joint_pca
+
+    made = pictures.generator()
+    latents = np.asarray(made.natural_latents(jax.random.key(7), 300)).reshape(300, -1)
+    fit = channel_pca if layout == "channels" else joint_pca
+    basis, shift = fit(latents, pictures.GRID, 5, shift=15)
+    scheme = fpjax.Scheme.create(made, basis, 5, shift, 0.5, "binary")
+    key = np.array([1, 0, 1, 1, 0], np.uint8)
+    copy = fpjax.issue_model(scheme, key)
+    expected = fpjax.generate(scheme, jax.random.key(8), key[None]).float_images
+    found = copy.decode(copy.params, copy.natural_latents(jax.random.key(8), 1))
+    np.testing.assert_allclose(np.clip(found, -1, 1), expected, atol=2e-5)
