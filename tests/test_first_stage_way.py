@@ -95,3 +95,38 @@ def test_copies_of_the_published_bases_too(layout):
     expected = fpjax.generate(scheme, jax.random.key(8), key[None]).float_images
     found = copy.decode(copy.params, copy.natural_latents(jax.random.key(8), 1))
     np.testing.assert_allclose(np.clip(found, -1, 1), expected, atol=2e-5)
+
+
+def test_a_first_stage_without_a_denoiser_takes_its_latents_from_pictures(tmp_path, capsys):
+    """From a folder of pictures to attributed files, by the command line alone."""
+    from fpjax.cli.main import run
+    from fpjax.io.images import save_image
+    from fpjax.models.autoencoder_tiny import AutoencoderTinyConfig, init
+    from fpjax.models.checkpoint import config_to_json, save_checkpoint
+
+    config = AutoencoderTinyConfig(
+        latent_channels=3, channels=8, encoder_blocks=(1, 1), decoder_blocks=(1, 1), resolution=16
+    )
+    params = jax.device_get(init(config, jax.random.key(0)))
+    save_checkpoint(tmp_path / "tiny", "autoencoder_tiny", config_to_json(config), params)
+    generator = fpjax.load_generator(tmp_path / "tiny")
+    with pytest.raises(InputError, match="no sample_latents"):
+        generator.natural_latents(jax.random.key(0), 2)
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        smooth = rng.integers(0, 256, (4, 4, 3)).repeat(4, axis=0).repeat(4, axis=1)
+        save_image(tmp_path / "pictures" / f"{i}.png", smooth.astype(np.uint8))
+    create = [
+        "scheme", "create", f"--generator={tmp_path}/tiny", f"--out={tmp_path}/scheme", "--quiet",
+        "--num_samples=300", "--key_length=8", "--num_inverted_images=2", "--num_jacobians=8",
+    ]  # fmt: skip
+    assert run(create) == 1 and "no sample_latents" in capsys.readouterr().err
+    assert run([*create, f"--images={tmp_path}/none"]) == 1
+    assert "no such folder" in capsys.readouterr().err
+    with pytest.raises(InputError, match="expected"):
+        generator.with_latents(np.zeros((3, 2)))
+    latents = rng.normal(size=(50, *generator.latent_shape)).astype(np.float32)
+    with_latents = generator.with_latents(latents)
+    assert with_latents.sha256 == generator.sha256
+    drawn = np.asarray(with_latents.natural_latents(jax.random.key(1), 3))
+    assert all((drawn[i] == latents).all(axis=(1, 2, 3)).any() for i in range(3))

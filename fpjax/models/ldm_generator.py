@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from fpjax.errors import InputError
 from fpjax.models import autoencoder, autoencoder_tiny, checkpoint, diffusion
@@ -61,6 +62,15 @@ class _Sample:
     ) -> Array:
         prior = DiffusionPrior(self.config, params[PRIOR])
         return diffusion.ddim_sample(prior, params[PRIOR], key, num, steps, eta)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pick:
+    """One of the latents that are given, at random."""
+
+    def __call__(self, params, key: Array, num: int) -> Array:
+        latents = params[PRIOR]["latents"]
+        return latents[jax.random.randint(key, (num,), 0, latents.shape[0])]
 
 
 @jax.tree_util.register_dataclass
@@ -136,6 +146,27 @@ class LDMGenerator(Generator):
                 + (" and 'unquantized'" if has_codes else " alone")
             )
         return dataclasses.replace(self, decode=_Decode(self.config, noise == "const"))
+
+    def with_latents(self, latents) -> LDMGenerator:
+        """The same first stage, whose natural latents are drawn from those given.
+
+        For a first stage without a denoiser: encode pictures of what it is for. Its `sha256`, and
+        what is a scheme of it, stay the same.
+
+        Args:
+          latents: (N, *latent_shape), a few thousand for a good covariance.
+
+        Raises:
+          InputError: for latents of another shape.
+        """
+        given = jnp.asarray(latents, jnp.float32)
+        if given.ndim != 4 or given.shape[1:] != self.latent_shape or len(given) < 2:
+            raise InputError(
+                f"latents have shape {given.shape}: expected (at least 2, "
+                f"{', '.join(map(str, self.latent_shape))})"
+            )
+        params = {**self.params, PRIOR: {"latents": given}}
+        return dataclasses.replace(self, params=params, prior_config=None, sample_latents=_Pick())
 
     @property
     def info(self) -> dict[str, Any]:
