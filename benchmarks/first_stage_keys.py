@@ -63,7 +63,9 @@ def crops(portraits: np.ndarray, side: int) -> np.ndarray:
             size = rng.integers(90, 129)
             x, y = rng.integers(0, 129 - size, 2)
             box = (x, y, x + size, y + size)
-            part = Image.fromarray(portrait).crop(box).resize((side, side), Image.Resampling.LANCZOS)
+            part = (
+                Image.fromarray(portrait).crop(box).resize((side, side), Image.Resampling.LANCZOS)
+            )
             found.append(np.asarray(part)[:, :: rng.choice((-1, 1))])
     return np.stack(found)
 
@@ -100,7 +102,11 @@ def main() -> None:
         rows[name] = rows.get(name, {}) | row
         with atomic_write(out, "w") as file:
             json.dump({"arguments": vars(args), "rows": rows}, file, indent=2)
-        print(name, {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
+        print(
+            name,
+            {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()},
+            flush=True,
+        )
 
     generator = load(args.decoder, args.encoder, args.side)
     grid = generator.latent_shape
@@ -127,7 +133,7 @@ def main() -> None:
     crowd = fpjax.sample_keys(jax.random.key(2), 1000, LENGTH)
     crowd[: len(keys)] = keys
     users = [str(i) for i in range(len(crowd))]
-    # Principal components need more latents than there are portraits: those of each frequency do not.
+    # Principal components need more latents than there are: those of each frequency do not.
     identity = np.broadcast_to(np.eye(grid[2]), blocks.shape)
     bases = {
         "image": grid_basis(fitted, blocks, grid),
@@ -184,7 +190,10 @@ def main() -> None:
                 )
                 seconds = (time.perf_counter() - started) / count
                 row = summary(found, keys[:count], users, crowd, seconds)
-                row |= {"steps": float(found.steps.mean()), "ratio": float(found.noise_ratio.mean())}
+                row |= {
+                    "steps": float(found.steps.mean()),
+                    "ratio": float(found.noise_ratio.mean()),
+                }
                 keep(label, {"inverted": row})
 
 

@@ -1,8 +1,8 @@
 """The image metric of latents with a picture's shape, one small block for each spatial frequency.
 
-A first stage is a convolutional network: what it does to a latent is nearly the same everywhere, and
-so are the statistics of natural latents. Metric and covariance are then nearly block-diagonal in a
-2-D cosine transform over the latent's sides, with one (C, C) block for each frequency. The
+A first stage is a convolutional network: what it does to a latent is nearly the same everywhere,
+and so are the statistics of natural latents. Metric and covariance are then nearly block-diagonal
+in a 2-D cosine transform over the latent's sides, with one (C, C) block for each frequency. The
 generalised eigenproblem of `image_metric.py` is solved for each block on its own.
 
 The metric's blocks come from random probes: for a random g, J^T (J g) costs one product with the

@@ -77,20 +77,20 @@ def large_pca(
         "gram": 8 * (3 * count**2 + 2 * wanted * dimension),
         "randomised": 3 * 8 * min(wanted + OVERSAMPLE, most) * dimension,
     }
-    if method is None:
-        exact = ("covariance", "gram") if dimension <= count else ("gram", "covariance")
-        method = next((name for name in exact if needs[name] <= memory), "randomised")
-    if needs[method] > memory:
+    exact = ("covariance", "gram") if dimension <= count else ("gram", "covariance")
+    fitting = next((name for name in exact if needs[name] <= memory), "randomised")
+    chosen = fitting if method is None else method
+    if needs[chosen] > memory:
         raise InputError(
-            f"{method} PCA of {wanted} components takes {needs[method] >> 20} MiB and {memory >> 20}"
-            " MiB are allowed: ask for fewer components or allow more memory"
+            f"{chosen} PCA of {wanted} components takes {needs[chosen] >> 20} MiB and "
+            f"{memory >> 20} MiB are allowed: ask for fewer components or allow more memory"
         )
 
     def centred() -> Iterable[np.ndarray]:
         for part in batches():
             yield part.astype(np.float64) - mean
 
-    variances, directions = _METHODS[method](centred, count, dimension, wanted, seed)
+    variances, directions = _METHODS[chosen](centred, count, dimension, wanted, seed)
     directions = directions * row_signs(directions)[:, None]
     directions = directions.astype(np.float32)
     return Basis(

@@ -1,7 +1,8 @@
 """Schemes on disk: written once, read bit-exactly years later, refused where they do not fit.
 
     scheme.json              format version, identity, generator, key, strength
-    scheme.safetensors       basis, dense or in blocks; for a person's own generator also a picture it made
+    scheme.safetensors       basis, dense or in blocks; for a person's own generator also a
+                             picture it made
     calibration.json, calibration.safetensors    what calibration learned, where there is one
 
 Format 1, of the first version of fpjax, stays readable.

@@ -72,7 +72,8 @@ def channel_pca(
         before = index * channels + c
         symbol = first * channels + (index - first)
         after = first * channels + key_length + (index - first - key_length) * channels + c
-        owners.append(np.where(index < first, before, np.where(index < first + key_length, symbol, after)))  # fmt: skip
+        later = np.where(index < first + key_length, symbol, after)
+        owners.append(np.where(index < first, before, later))
     blocks = np.stack([basis.directions[:rows] for basis in found])
     spread = np.stack([basis.std[:rows] for basis in found])
     mean = np.stack([basis.mean for basis in found], axis=-1).reshape(-1)

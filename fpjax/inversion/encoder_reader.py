@@ -15,7 +15,6 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PRNGKeyArray, Shaped
 
@@ -33,7 +32,7 @@ from fpjax.inversion.solution import Solution, Status
 Array = jax.Array
 
 EXPLAINED_RATIO = 1.5
-"""Size of a reading's error, in units of the measured one, up to which an image counts as solved."""
+"""Size of a reading's error, in units of the measured one, up to which an image is solved."""
 
 _BATCH = 32
 

@@ -160,8 +160,8 @@ def key_information(
     """S and h without a Jacobian: one system for each symbol.
 
     With A = J_a^T J_a + P and B = J_a^T J_k, any X gives
-    S_X = J_k^T J_k - B^T X - X^T (B - A X), which exceeds the exact S by E^T A E >= 0 for the error E
-    of X. The bound on its trace follows from A >= P.
+    S_X = J_k^T J_k - B^T X - X^T (B - A X), which exceeds the exact S by E^T A E >= 0 for the error
+    E of X. The bound on its trace follows from A >= P.
 
     Args:
       problem: Gaussian prior, relaxed symbols.

@@ -126,7 +126,7 @@ class LDMGenerator(Generator):
 
     @property
     def noise(self) -> str:
-        """"unquantized" where a VQ model decodes latents as they are, else "const"."""
+        """ "unquantized" where a VQ model decodes latents as they are, else "const"."""
         assert isinstance(self.decode, _Decode)
         return "const" if self.decode.quantize else "unquantized"
 

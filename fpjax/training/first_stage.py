@@ -66,7 +66,9 @@ class FirstStageConfig:
         if self.model.n_embed is None:
             raise ValueError("this recipe trains VQ first stages: give the model n_embed")
         if (self.model.scale_factor, self.model.shift_factor) != (1.0, 0.0):
-            raise ValueError("train with scale_factor 1 and shift_factor 0: they are measured after")
+            raise ValueError(
+                "train with scale_factor 1 and shift_factor 0: they are measured after"
+            )
 
     @property
     def resolution(self) -> int:

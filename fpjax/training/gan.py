@@ -165,9 +165,7 @@ def train_step(
     grads, (loss_d, penalty, real_score, fake_score) = jax.grad(discriminator_loss, has_aux=True)(
         state["discriminator"]
     )
-    critic_params, opt_d = descend(
-        optimizer_d, grads, state["optimizer_d"], state["discriminator"]
-    )
+    critic_params, opt_d = descend(optimizer_d, grads, state["optimizer_d"], state["discriminator"])
 
     average = averaged(
         state["average"], generator, state["step"], config.batch_size, config.ema_half_life

@@ -1,7 +1,7 @@
 """One optimisation step of a diffusion prior: predict the noise in a first stage's latents.
 
-Sources: Ho et al. 2020 (noise prediction), Rombach et al. 2022 (in the latents of a first stage, not
-quantised), Hang et al. 2023 (weights that keep nearly clean timesteps from ruling: min-SNR).
+Sources: Ho et al. 2020 (noise prediction), Rombach et al. 2022 (in the latents of a first stage,
+not quantised), Hang et al. 2023 (weights that keep nearly clean timesteps from ruling: min-SNR).
 Randomness is folded from (seed, step).
 """
 
@@ -86,9 +86,7 @@ def noise_weights(alphas_cumprod: np.ndarray, cap: float) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def train_step(
-    config: PriorConfig, state: State, latents: Array
-) -> tuple[State, dict[str, Array]]:
+def train_step(config: PriorConfig, state: State, latents: Array) -> tuple[State, dict[str, Array]]:
     """One step on latents (batch_size, h, w, C), in the denoiser's units.
 
     Returns:

@@ -77,8 +77,7 @@ def reconstruction_grid(
 def reconstructions(model, params, images: np.ndarray, *, quantize: bool = True) -> np.ndarray:
     """What a first stage makes of images (N, R, R, 3) uint8, the same form."""
     parts = [
-        _reconstruct(model, params, images[i : i + 50], quantize)
-        for i in range(0, len(images), 50)
+        _reconstruct(model, params, images[i : i + 50], quantize) for i in range(0, len(images), 50)
     ]
     return to_uint8(np.concatenate([np.asarray(part) for part in parts]))
 

@@ -125,7 +125,7 @@ def main(argv):
         config = recipes.with_length(config, values.images)
     out = Path(values.out)
     data = Path(values.data) if values.data else out / "data"
-    grid = None
+    grid: Callable[[runs.State], np.ndarray] | None = None
     if isinstance(config, PriorConfig):
         if values.first_stage is None:
             raise app.UsageError("a prior needs --first_stage, the folder of its run")
@@ -136,16 +136,20 @@ def main(argv):
         stage = stage.scaled(images)
         images = images * np.float32(stage.config.scale_factor)
 
-        def grid(state):
+        def samples(state):
             return encoded.prior_grid(stage, config.model, state["average"])
+
+        grid = samples
 
     else:
         images = load_open_peeps(data, "train", config.resolution)
         if isinstance(config, FirstStageConfig):
             shown = load_open_peeps(data, "test", config.resolution)[:32]
 
-            def grid(state):
+            def pairs(state):
                 return runs.reconstruction_grid(config, averaged_params(state), shown)
+
+            grid = pairs
 
     steps = {"checkpoint_steps": values.checkpoint_steps, "log_steps": values.log_steps}
     train(config, images, out, **steps, grid=grid)

@@ -70,9 +70,7 @@ def test_blocks_of_the_metric_are_those_of_the_dense_one(latents, metric):
     transformed = np.asarray(block_basis.to_blocks("dct", GRID, jnp.asarray(rows.T)))
     transformed = transformed.reshape(SIZE, -1, GRID[2])
     count = GRID[0] * GRID[1]
-    expected = np.stack(
-        [transformed[i * GRID[2] : (i + 1) * GRID[2], i] for i in range(count)]
-    )
+    expected = np.stack([transformed[i * GRID[2] : (i + 1) * GRID[2], i] for i in range(count)])
     error = np.sqrt(np.sum((metric - expected) ** 2) / np.sum(expected**2))
     assert error < 0.15
 
@@ -94,9 +92,7 @@ def test_a_coordinate_changes_an_image_by_about_one(latents, basis):
     def picture(flat):
         return made.decode(made.params, flat.reshape(1, *GRID)).reshape(-1)
 
-    rows = np.stack(
-        [np.asarray(jax.jacfwd(picture)(jnp.asarray(z))).T for z in latents[:8]]
-    )
+    rows = np.stack([np.asarray(jax.jacfwd(picture)(jnp.asarray(z))).T for z in latents[:8]])
     effect = np.sqrt(np.mean(np.sum((dense.directions @ rows) ** 2, axis=2), axis=0))
     assert 0.8 < np.median(effect) < 1.25 and (effect < 3).all()
 

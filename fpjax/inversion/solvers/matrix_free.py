@@ -216,9 +216,7 @@ class MatrixFree:
             moved = problem.bounded(state.unknowns + found.x)
             cost, ratio = _evaluate(problem, moved, target, leak)
             better = cost < start_cost
-            after = jnp.clip(
-                jnp.where(better, damping / 5, damping * 8), 1e-6, _MOST_DAMPING
-            )
+            after = jnp.clip(jnp.where(better, damping / 5, damping * 8), 1e-6, _MOST_DAMPING)
             # Only a step that was hardly damped tells how much there is to gain.
             undamped = damping * excess < 0.1
             promise = jnp.where(undamped, found.gain, jnp.float32(jnp.inf))
