@@ -100,7 +100,7 @@ def train_step(config: PriorConfig, state: State, latents: Array) -> tuple[State
     key = jax.random.fold_in(jax.random.key(config.seed + 1), state["step"])
     key_t, key_offset, key_noise = jax.random.split(key, 3)
     # One timestep from each equal part of the schedule: less variance than independent draws.
-    part = jnp.arange(batch, dtype=jnp.float32) + jax.random.uniform(key_t, (batch,))
+    part = jnp.arange(batch, dtype=jnp.float32) + jax.random.uniform(key_t, (batch,), jnp.float32)
     t = jnp.floor(part / batch * len(alphas)).astype(jnp.int32)
     t = jax.random.permutation(key_offset, jnp.minimum(t, len(alphas) - 1))
     noise = jax.random.normal(key_noise, latents.shape, jnp.float32)
