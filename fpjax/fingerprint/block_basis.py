@@ -113,6 +113,16 @@ class BlockBasis:
       transform: "dct", "channels" or "none".
       num_samples: latents it was fitted on.
       metric: "latent" or "image", as in `Basis`.
+
+    >>> unit = np.broadcast_to(np.eye(2, dtype=np.float32), (4, 2, 2))
+    >>> basis = BlockBasis(mean=np.zeros(8, np.float32), blocks=unit, dual_blocks=unit,
+    ...     owner=np.arange(8, dtype=np.int32), std=np.ones(8, np.float32), grid=(2, 2, 2),
+    ...     transform="dct", num_samples=10)
+    >>> latents = basis.latents(jnp.eye(8)[:1])  # the lowest frequency of the first channel
+    >>> latents.reshape(4, 2).round(3).tolist()
+    [[0.5, 0.0], [0.5, 0.0], [0.5, 0.0], [0.5, 0.0]]
+    >>> basis.coordinates(latents).round(3)[0, :2].tolist()
+    [1.0, 0.0]
     """
 
     mean: Float[Array | np.ndarray, " size"]

@@ -79,6 +79,16 @@ def invert(
 
     Raises:
       InputError: if the images do not fit the generator, or the solver does not take the problem.
+
+    >>> import fpjax
+    >>> from fpjax.models.linear import linear_generator
+    >>> generator = linear_generator()
+    >>> basis = fpjax.fit_basis(generator, jax.random.key(0), 100, metric="latent")
+    >>> scheme = fpjax.Scheme.create(generator, basis, key_length=4, strength=0.5)
+    >>> keys = np.asarray([[0, 1, 1, 0], [1, 1, 0, 1]], np.uint8)
+    >>> images = fpjax.generate(scheme, jax.random.key(1), keys).images
+    >>> invert(fpjax.Problem(scheme), images, starts=np.zeros((1, 16))).keys.tolist()
+    [[0, 1, 1, 0], [1, 1, 0, 1]]
     """
     order, parts = [np.zeros(0, int)], [_empty(problem)]
     for rows, part in invert_iter(
@@ -105,6 +115,16 @@ def invert_iter(
 
     Yields:
       (rows, solution): indices (n,) of images that are finished, and their solution.
+
+    >>> import fpjax
+    >>> from fpjax.models.linear import linear_generator
+    >>> generator = linear_generator()
+    >>> basis = fpjax.fit_basis(generator, jax.random.key(0), 100, metric="latent")
+    >>> scheme = fpjax.Scheme.create(generator, basis, key_length=4, strength=0.5)
+    >>> images = fpjax.generate(scheme, jax.random.key(1), np.ones((3, 4), np.uint8)).images
+    >>> parts = invert_iter(fpjax.Problem(scheme), images, starts=np.zeros((1, 16)))
+    >>> sorted(row for rows, solution in parts for row in rows.tolist())
+    [0, 1, 2]
     """
     solver = default_solver(problem.scheme) if solver is None else solver
     if (reason := solver.refuses(problem)) is not None:
@@ -126,7 +146,7 @@ def invert_iter(
     for first in range(0, count, wave_size):
         rows = np.arange(first, min(first + wave_size, count))
         padded = np.concatenate([rows, np.full(wave_size - len(rows), rows[0])])
-        wave = _begin(solver, problem, placed, images[padded], starts[padded])
+        wave = _begin(solver, placed, chunks[0], problem, images[padded], starts[padded])
         real = np.arange(wave_size) < len(rows)
         if len(rows) < wave_size:
             wave["status"] = placed.put_lanes(
@@ -212,8 +232,8 @@ def _sharded(placed: _Placed, function: Callable) -> Callable:
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _init(solver: Solver, placed: _Placed, problem: Problem, wave: Wave) -> Wave:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _init(solver: Solver, placed: _Placed, chunk: int, problem: Problem, wave: Wave) -> Wave:
     def local(problem, wave):
         def image(operands):
             starts, target = operands
@@ -224,20 +244,21 @@ def _init(solver: Solver, placed: _Placed, problem: Problem, wave: Wave) -> Wave
             return states, ended
 
         per_image = jnp.swapaxes(wave["state"], 0, 1)
-        state, status = jax.lax.map(image, (per_image, wave["targets"]))
+        most = min(chunk, len(per_image))
+        state, status = jax.lax.map(image, (per_image, wave["targets"]), batch_size=most)
         state, status = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (state, status))
         return Wave(state=state, status=status, targets=wave["targets"])
 
     return _sharded(placed, local)(problem, wave)
 
 
-def _begin(solver, problem, placed: _Placed, images: np.ndarray, starts: np.ndarray) -> Wave:
+def _begin(solver, placed: _Placed, chunk: int, problem, images, starts) -> Wave:
     wave = Wave(
         state=placed.put_lanes(np.ascontiguousarray(starts.swapaxes(0, 1))),
         status=placed.put_lanes(np.full(starts.shape[1::-1], RUNNING, np.int32)),
         targets=placed.put_images(images),
     )
-    return _init(solver, placed, problem, wave)
+    return _init(solver, placed, chunk, problem, wave)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(5,))

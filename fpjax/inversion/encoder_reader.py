@@ -50,6 +50,10 @@ class EncoderReader:
       covariance: (L, L) of the errors.
       num_images: files that it was measured on.
       observation: name of the observation that they were seen through.
+
+    >>> reader = EncoderReader("", np.eye(2), np.zeros(2), np.eye(2) / 4, 10_000, "rounded-8bit")
+    >>> np.diag(reader.information).round(2).tolist()  # 1 / variance
+    [4.0, 4.0]
     """
 
     scheme_id: str
@@ -158,6 +162,18 @@ def fit_encoder_reader(
 
     Raises:
       InputError: if there is no encoder, or too few files are asked for.
+
+    >>> import fpjax
+    >>> from fpjax.models.linear import linear_generator
+    >>> made = linear_generator()
+    >>> made = made.replace(encode=lambda params, x: jnp.tensordot(
+    ...     x, params, axes=((1, 2, 3), (1, 2, 3))) / jnp.sum(params**2, axis=(1, 2, 3))[None])
+    >>> basis = fpjax.fit_basis(made, jax.random.key(0), 100, metric="latent")
+    >>> scheme = fpjax.Scheme.create(made, basis, key_length=4, strength=0.5)
+    >>> reader = fit_encoder_reader(scheme, jax.random.key(1), 64)
+    >>> files = fpjax.generate(scheme, jax.random.key(2), np.asarray([[0, 1, 1, 0]])).images
+    >>> reader.read(scheme, files).keys.tolist()
+    [[0, 1, 1, 0]]
     """
     generator, length = scheme.generator, scheme.key_length
     if generator.encode is None:

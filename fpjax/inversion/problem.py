@@ -37,12 +37,24 @@ class Problem:
       prior: by default `GaussianPrior`.
       symbols: "relaxed" lets symbols be real numbers, bounded to one spacing beyond the two levels;
         "sigmoid" writes them as a sigmoid of the unknown, as published.
+      average_rows: (K, F) derivatives of low-passed pixels by the unknowns, on average over natural
+        images, or None; `prepared` takes them from the scheme's calibration.
+
+    >>> import fpjax
+    >>> from fpjax.models.linear import linear_generator
+    >>> generator = linear_generator()
+    >>> basis = fpjax.fit_basis(generator, jax.random.key(0), 100, metric="latent")
+    >>> scheme = fpjax.Scheme.create(generator, basis, key_length=4, strength=0.5)
+    >>> problem = Problem(scheme, fpjax.Gaussian(0.05))
+    >>> problem.num_unknowns, problem.image(jnp.zeros(16)).shape
+    (16, (8, 8, 1))
     """
 
     scheme: Scheme
     observation: Observation = dataclasses.field(default_factory=Rounded8Bit)
     prior: Prior = dataclasses.field(default_factory=GaussianPrior)
     symbols: Literal["relaxed", "sigmoid"] = static(default="relaxed")
+    average_rows: Array | None = None
 
     def __post_init__(self):
         if self.symbols not in ("relaxed", "sigmoid"):
@@ -77,8 +89,15 @@ class Problem:
         """The problem as programs take it: without calibration, with all its weights loaded."""
         loaded = getattr(self.observation, "loaded", None)
         observation = self.observation if loaded is None else loaded()
-        scheme = self.scheme.without_calibration()
-        return dataclasses.replace(self, scheme=scheme, observation=observation)
+        calibration, scheme = self.scheme.calibration, self.scheme.without_calibration()
+        start = None if calibration is None else calibration.start
+        rows = self.average_rows if start is None else start.forward
+        return dataclasses.replace(
+            self,
+            scheme=scheme,
+            observation=observation,
+            average_rows=None if rows is None else np.asarray(rows, np.float32),
+        )
 
     def symbols_of(
         self, unknowns: Float[Array, "*lanes unknowns"]

@@ -91,6 +91,17 @@ class MatrixFree:
       information_steps: products for a symbol's system, at most.
       information_forcing: as `forcing`, for those systems; the default leaves S too large by well
         under a hundredth (`krylov.key_information` bounds it).
+
+    >>> import fpjax
+    >>> from fpjax.models.linear import linear_generator
+    >>> generator = linear_generator()
+    >>> basis = fpjax.fit_basis(generator, jax.random.key(0), 100, metric="latent")
+    >>> scheme = fpjax.Scheme.create(generator, basis, key_length=4, strength=0.5)
+    >>> images = fpjax.generate(scheme, jax.random.key(1), np.asarray([[0, 1, 1, 0]])).images
+    >>> found = fpjax.invert(
+    ...     fpjax.Problem(scheme), images, MatrixFree(), starts=np.zeros((1, 16)))
+    >>> found.keys.tolist()
+    [[0, 1, 1, 0]]
     """
 
     max_steps: int = 30
