@@ -79,13 +79,16 @@ def _read(images: Array, weight: Array, bias: Array) -> Array:
 def linear_starts(
     problem: Problem, images: Float[np.ndarray, "batch height width channels"]
 ) -> Float[np.ndarray, "batch unknowns"]:
-    """The calibrated linear start of each image, (B, K) float32.
+    """The calibrated linear start of each image, (B, K) float32, or the encoder's where calibration
+    fitted none.
 
     Raises:
       InputError: if the scheme was never calibrated.
     """
     calibration = problem.scheme.calibration
-    if calibration is None or calibration.start is None:
+    if calibration is not None and calibration.start is None:
+        return encoder_starts(problem, images)  # what the calibration was made with
+    if calibration is None:
         raise InputError(
             "the scheme has no start for inversions: make one with fpjax.calibrate(scheme, key), "
             "or pass starts"
@@ -160,8 +163,6 @@ def encoder_starts(
         found = np.asarray(jax.device_get(_encode(*jax.device_put((scheme, padded)))))
         parts.append(found[: len(part)])
     return np.concatenate(parts)
-
-
 
 
 def fit_linear_start(
