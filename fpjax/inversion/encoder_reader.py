@@ -90,7 +90,7 @@ class EncoderReader:
             raise InputError(f"this reader was measured for scheme {self.scheme_id:.12}")
         files = check_images(Problem(scheme), images)
         alpha, readings = _readings(scheme, np.nan_to_num(files, posinf=1.0, neginf=-1.0))
-        length = scheme.key_length
+        length = scheme.num_symbols
         information = self.information
         share = np.trace(information) / np.trace(
             self.gain.T @ np.linalg.solve(self.covariance, self.gain)
@@ -163,6 +163,7 @@ def fit_encoder_reader(
     Raises:
       InputError: if there is no encoder, or too few files are asked for.
 
+    >>> import jax.numpy as jnp
     >>> import fpjax
     >>> from fpjax.models.linear import linear_generator
     >>> made = linear_generator()
@@ -175,7 +176,9 @@ def fit_encoder_reader(
     >>> reader.read(scheme, files).keys.tolist()
     [[0, 1, 1, 0]]
     """
-    generator, length = scheme.generator, scheme.key_length
+    # Any symbols, also those that are no code's word.
+    plain = scheme.without_calibration()
+    generator, length = scheme.generator, scheme.num_symbols
     if generator.encode is None:
         raise InputError(f"generator {generator.name!r} has no encoder to read with")
     if num_images < 4 * length:
@@ -192,7 +195,7 @@ def fit_encoder_reader(
     for first in range(0, num_images, _BATCH):
         part = slice(first, first + _BATCH)
         alpha = project(scheme, latents[part])
-        pictures = decode_images(generator, embed(scheme, alpha, keys[part]), _BATCH)
+        pictures = decode_images(generator, embed(plain, alpha, keys[part]), _BATCH)
         folded = jax.random.fold_in(key_files, first)
         files = simulate(*jax.device_put((observation, folded, pictures)))
         files = np.asarray(jax.device_get(files), np.float32) / np.float32(127.5) - 1
