@@ -49,8 +49,14 @@ from .inversion.observation import (
     Observation as Observation,
 )
 from .inversion.observation import (
+    PerImage as PerImage,
+)
+from .inversion.observation import (
     Rounded8Bit as Rounded8Bit,
 )
+from .inversion.observation_filtered import Filter as Filter
+from .inversion.observation_filtered import Filtered as Filtered
+from .inversion.observation_jpeg import Jpeg as Jpeg
 from .inversion.prior import BoundsPrior as BoundsPrior
 from .inversion.prior import GaussianPrior as GaussianPrior
 from .inversion.problem import Problem as Problem

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from fpjax.errors import InputError
 from fpjax.fingerprint.keys import level_range
 from fpjax.fingerprint.scheme import Scheme
-from fpjax.inversion.observation import Observation, Rounded8Bit
+from fpjax.inversion.observation import Observation, PerImage, Rounded8Bit
 from fpjax.inversion.prior import BoundsPrior, GaussianPrior, Prior
 from fpjax.models.generator import static
 
@@ -33,14 +33,15 @@ class Problem:
 
     Attributes:
       scheme: generator, directions, strength and levels.
-      observation: how the generator's output became the file; by default `Rounded8Bit`.
+      observation: how the generator's output became the file; by default `Rounded8Bit`. With
+        `PerImage` each image has its own.
       prior: by default `GaussianPrior`.
       symbols: "relaxed" lets symbols be real numbers, bounded to one spacing beyond the two levels;
         "sigmoid" writes them as a sigmoid of the unknown, as published.
     """
 
     scheme: Scheme
-    observation: Observation = dataclasses.field(default_factory=Rounded8Bit)
+    observation: Observation | PerImage = dataclasses.field(default_factory=Rounded8Bit)
     prior: Prior = dataclasses.field(default_factory=GaussianPrior)
     symbols: Literal["relaxed", "sigmoid"] = static(default="relaxed")
 
