@@ -8,9 +8,11 @@ from .attribution.decision import (
 from .attribution.decision import (
     Verdict as Verdict,
 )
-from .attribution.decision import (
+from .attribution.files import (
     attribute as attribute,
 )
+from .attribution.pictures import Picture as Picture
+from .attribution.pictures import read_picture as read_picture
 from .attribution.registry import (
     Registry as Registry,
 )

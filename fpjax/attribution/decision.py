@@ -71,6 +71,9 @@ class Verdict:
         explains the file down to it.
       explained: whether it does.
       nearest_user: holder of the nearest key, attributed or not; None if nobody is registered.
+      history: what is believed to have been done to the picture, such as "JPEG 75"; empty for
+        nothing.
+      attempts: observations that the image was read with; `p_value` counts them all.
     """
 
     user: str | None
@@ -81,6 +84,21 @@ class Verdict:
     noise_ratio: float
     explained: bool
     nearest_user: str | None = None
+    history: str = ""
+    attempts: int = 1
+
+    @property
+    def finding(self) -> str:
+        """The verdict in words: whose file, what was done to it, and whether that explains it.
+
+        >>> Verdict("ada", Reason.ATTRIBUTED, 64, 64, 1e-9, 1.0, True, "ada", "JPEG 75").finding
+        'own file after JPEG 75'
+        """
+        if self.user is None:
+            return "not attributed"
+        if not self.explained:
+            return f"carries the key of {self.user}; the picture is not fully explained"
+        return f"own file after {self.history}" if self.history else "own file"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -229,10 +229,20 @@ class PerImage:
 
     observation: Observation
 
-    @property
-    def name(self) -> str:
-        """That of the observations."""
-        return self.observation.name
+    name: ClassVar[str] = "per-image"
+
+    def residual(self, image: Array, target: Array, leak: Array | float = 0.0) -> Array:
+        """Refused: one image has one observation, which the driver takes out."""
+        raise InputError("PerImage is of a batch: use fpjax.invert, or one image's observation")
+
+    def counted(self, image: Array, target: Array) -> Array:
+        """Refused, as `residual`."""
+        return self.residual(image, target)
+
+    def simulate(self, key: PRNGKeyArray, images: Array) -> Array:
+        """Refused, as `residual`."""
+        del key
+        return self.residual(images, images)
 
     @classmethod
     def stack(cls, observations: Sequence[Observation]) -> PerImage:

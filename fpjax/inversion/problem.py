@@ -19,7 +19,7 @@ from jaxtyping import Float
 from fpjax.errors import InputError
 from fpjax.fingerprint.keys import level_range
 from fpjax.fingerprint.scheme import Scheme
-from fpjax.inversion.observation import Observation, PerImage, Rounded8Bit
+from fpjax.inversion.observation import Observation, Rounded8Bit
 from fpjax.inversion.prior import BoundsPrior, GaussianPrior, Prior
 from fpjax.models.generator import static
 
@@ -41,7 +41,7 @@ class Problem:
     """
 
     scheme: Scheme
-    observation: Observation | PerImage = dataclasses.field(default_factory=Rounded8Bit)
+    observation: Observation = dataclasses.field(default_factory=Rounded8Bit)
     prior: Prior = dataclasses.field(default_factory=GaussianPrior)
     symbols: Literal["relaxed", "sigmoid"] = static(default="relaxed")
 
