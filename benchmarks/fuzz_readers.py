@@ -188,7 +188,7 @@ SHAPES += [lambda body: body] * len(SETTINGS)
 
 
 def seeds() -> list[bytes]:
-    """Small valid inputs of every shape, and the pickle of a fixture where the tests are at hand."""
+    """Small valid inputs of every shape, and the pickle of a fixture if the tests are at hand."""
     array = {"a": np.arange(6.0).reshape(2, 3), "s": np.float32(1), "set": {1}, "b": b"x" * 5}
     persistent = {"type": "class", "class_name": "G", "state": {"_parameters": {}, "_modules": {}}}
     pickles = [pickle.dumps(array, protocol) for protocol in range(6)]

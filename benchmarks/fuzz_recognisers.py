@@ -24,6 +24,7 @@ import numpy as np
 from checkpoints_convert import detect
 from checkpoints_convert.found import Found
 from checkpoints_convert.publishers import compvis, diffusers_autoencoder, diffusers_unet, strangers
+from checkpoints_convert.publishers.stylegan2 import ARGUMENTS
 from checkpoints_convert.readers import CheckpointError, Limits
 from checkpoints_convert.request import Request
 from checkpoints_convert.table import ConversionError
@@ -34,6 +35,11 @@ VALUES = (
     *(None, True, False, 0, 1, -1, 2, 3, 8, 10**9, 10**400, 0.5, -0.5, float("inf"), float("nan")),
     *("", "silu", "linear", "x" * 5000, [], {}, [[]], [None], [32, 64], [10**9] * 2, {"a": [1]}),
     *(["DownBlock2D", "AttnDownBlock2D"], ["UpBlock2D"] * 40, "\x1b[2J\n", (1, 2), b"bytes"),
+)
+ARGUMENT_TEXTS = (
+    *("", "{", "[]", "null", '"x"', "1" * 400, '{"z_dim": 10}', '{"synthesis_kwargs": 1}'),
+    '{"synthesis_kwargs": {"conv_clamp": 1e999, "channel_base": -1}, "mapping_kwargs": []}',
+    "[" * 5000,
 )
 NAMES = (
     "x",
@@ -112,7 +118,8 @@ def recognise(rng: random.Random, states) -> None:
     tensors = damaged(rng.choice(states), rng)
     form = rng.choice(("safetensors", "torch-zip"))
     tree = tensors if form == "torch-zip" else {}
-    file = SimpleNamespace(format=form, path="x", tree=tree, limits=Limits())
+    metadata = {ARGUMENTS: rng.choice(ARGUMENT_TEXTS)} if rng.random() < 0.2 else {}
+    file = SimpleNamespace(format=form, path="x", tree=tree, limits=Limits(), metadata=metadata)
     found, request = Found(file, tensors), options(rng)
     if detect._first(detect.FROM_NAMES, found, request) is None:
         strangers.refuse(found)

@@ -17,7 +17,7 @@ import numpy as np
 from fpjax.errors import FpjaxError
 from fpjax.models.checkpoint import CheckpointFormatError, canonical_json, load_tensors
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _HEADER, _ARRAYS = "calibration.json", "calibration.safetensors"
 
 
@@ -27,15 +27,18 @@ class CalibrationError(FpjaxError, ValueError):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LinearStart:
-    """Ridge regression from low-pass pixels to the unknowns of an inversion.
+    """Ridge regression from low-pass pixels to the unknowns of an inversion, and back.
 
     Attributes:
       weight: (F, K) float16; half precision is ample for a start.
       bias: (K,) float32. K coordinates, alpha first, then symbols.
+      forward: (K, F) float16, how the pixels follow the unknowns on average over natural images;
+        None in calibrations of format 1, whose inversions cost about one Jacobian more.
     """
 
     weight: np.ndarray
     bias: np.ndarray
+    forward: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,16 +78,20 @@ class Calibration:
         return values
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        return {
+        arrays = {
             "start/weight": np.ascontiguousarray(self.start.weight, "<f2"),
             "start/bias": np.ascontiguousarray(self.start.bias, "<f4"),
         }
+        if self.start.forward is not None:
+            arrays["start/forward"] = np.ascontiguousarray(self.start.forward, "<f2")
+        return arrays
 
     def write(self, folder: Path) -> None:
         """Writes its two files into a scheme's folder."""
         from safetensors.numpy import save_file
 
-        header = {"format_version": FORMAT_VERSION, "sha256": self.sha256, **self._header()}
+        version = 1 if self.start.forward is None else FORMAT_VERSION
+        header = {"format_version": version, "sha256": self.sha256, **self._header()}
         text = json.dumps(header, indent=2, allow_nan=False) + "\n"
         (folder / _HEADER).write_text(text, "utf-8")
         save_file(self._arrays(), folder / _ARRAYS)
@@ -105,14 +112,15 @@ class Calibration:
             raise CalibrationError(f"{file}: damaged ({error})") from error
         if not isinstance(header, dict) or "format_version" not in header:
             raise CalibrationError(f"{file}: not the header of a calibration")
-        if (version := header.pop("format_version")) != FORMAT_VERSION:
+        if (version := header.pop("format_version")) not in (1, FORMAT_VERSION):
             raise CalibrationError(
-                f"{file}: format version {version!r:.20}, this fpjax reads {FORMAT_VERSION}"
+                f"{file}: format version {version!r:.20}, this fpjax reads up to {FORMAT_VERSION}"
             )
         recorded = header.pop("sha256", None)
         try:
             arrays = load_tensors(folder / _ARRAYS)
-            start = LinearStart(arrays["start/weight"], arrays["start/bias"])
+            forward = arrays.get("start/forward")
+            start = LinearStart(arrays["start/weight"], arrays["start/bias"], forward)
             found = cls(start=start, **header)
             fits = found.sha256 == recorded
         except (CheckpointFormatError, KeyError, TypeError, ValueError) as error:

@@ -128,7 +128,7 @@ def invert_iter(
         rows = np.arange(first, min(first + wave_size, count))
         padded = np.concatenate([rows, np.full(wave_size - len(rows), rows[0])])
         targets = images[padded], jax.tree.map(lambda leaf, p=padded: leaf[p], observations)
-        wave = _begin(solver, problem, placed, targets, starts[padded])
+        wave = _begin(solver, placed, chunks[0], problem, targets, starts[padded])
         real = np.arange(wave_size) < len(rows)
         if len(rows) < wave_size:
             wave["status"] = placed.put_lanes(
@@ -214,8 +214,8 @@ def _sharded(placed: _Placed, function: Callable) -> Callable:
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _init(solver: Solver, placed: _Placed, problem: Problem, wave: Wave) -> Wave:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _init(solver: Solver, placed: _Placed, chunk: int, problem: Problem, wave: Wave) -> Wave:
     def local(problem, wave):
         def image(operands):
             starts, target = operands
@@ -227,7 +227,8 @@ def _init(solver: Solver, placed: _Placed, problem: Problem, wave: Wave) -> Wave
             return states, ended
 
         per_image = jnp.swapaxes(wave["state"], 0, 1)
-        state, status = jax.lax.map(image, (per_image, wave["targets"]))
+        most = min(chunk, len(per_image))
+        state, status = jax.lax.map(image, (per_image, wave["targets"]), batch_size=most)
         state, status = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (state, status))
         return Wave(state=state, status=status, targets=wave["targets"])
 
@@ -258,13 +259,13 @@ def _bound(problem: Problem, target: Any) -> tuple[Problem, Array]:
     return dataclasses.replace(problem, observation=observation), pixels
 
 
-def _begin(solver, problem, placed: _Placed, targets: Any, starts: np.ndarray) -> Wave:
+def _begin(solver, placed: _Placed, chunk: int, problem, targets, starts) -> Wave:
     wave = Wave(
         state=placed.put_lanes(np.ascontiguousarray(starts.swapaxes(0, 1))),
         status=placed.put_lanes(np.full(starts.shape[1::-1], RUNNING, np.int32)),
         targets=jax.tree.map(placed.put_images, targets),
     )
-    return _init(solver, placed, problem, wave)
+    return _init(solver, placed, chunk, problem, wave)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(5,))

@@ -38,12 +38,15 @@ class Problem:
       prior: by default `GaussianPrior`.
       symbols: "relaxed" lets symbols be real numbers, bounded to one spacing beyond the two levels;
         "sigmoid" writes them as a sigmoid of the unknown, as published.
+      average_rows: (K, F) derivatives of low-passed pixels by the unknowns, on average over natural
+        images, or None; `prepared` takes them from the scheme's calibration.
     """
 
     scheme: Scheme
     observation: Observation = dataclasses.field(default_factory=Rounded8Bit)
     prior: Prior = dataclasses.field(default_factory=GaussianPrior)
     symbols: Literal["relaxed", "sigmoid"] = static(default="relaxed")
+    average_rows: Array | None = None
 
     def __post_init__(self):
         if self.symbols not in ("relaxed", "sigmoid"):
@@ -68,8 +71,14 @@ class Problem:
         """The problem as programs take it: without calibration, with all its weights loaded."""
         loaded = getattr(self.observation, "loaded", None)
         observation = self.observation if loaded is None else loaded()
-        scheme = self.scheme.without_calibration()
-        return dataclasses.replace(self, scheme=scheme, observation=observation)
+        calibration, scheme = self.scheme.calibration, self.scheme.without_calibration()
+        rows = self.average_rows if calibration is None else calibration.start.forward
+        return dataclasses.replace(
+            self,
+            scheme=scheme,
+            observation=observation,
+            average_rows=None if rows is None else np.asarray(rows, np.float32),
+        )
 
     def symbols_of(
         self, unknowns: Float[Array, "*lanes unknowns"]

@@ -1,4 +1,5 @@
-"""Where inversion starts: a Latin hypercube around the mean, or a linear read-out of the pixels."""
+"""Where inversion starts: a Latin hypercube around the mean, or a linear read-out of the pixels,
+which an average Jacobian then takes nearer."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ from fpjax.fingerprint.decode import decode_images
 from fpjax.fingerprint.embed import embed, project
 from fpjax.fingerprint.keys import level_range, sample_keys, to_symbols
 from fpjax.fingerprint.scheme import Scheme
-from fpjax.inversion.observation import Observation, Rounded8Bit
+from fpjax.inversion.broyden import descend
+from fpjax.inversion.observation import ROUNDING_STD, Observation, Rounded8Bit
+from fpjax.inversion.prior import GaussianPrior
 from fpjax.inversion.problem import Problem
 
 Array = jax.Array
@@ -92,6 +95,41 @@ def linear_starts(
     return np.asarray(jax.device_get(_read(*operands)))
 
 
+_NEARER_STEPS = 40
+
+
+def nearer_start(
+    problem: Problem,
+    start: Float[Array, " unknowns"],
+    target: Float[Array, "height width channels"],
+) -> Float[Array, " unknowns"]:
+    """A start (K,) that explains an image's low-passed pixels better, by forward passes alone.
+
+    Descends with the average Jacobian of the calibration in place of the image's own. It takes the
+    bundled generator's residual from 50 to 20 times the noise in the time of 40 forward passes.
+    """
+    assert isinstance(problem.prior, GaussianPrior) and problem.average_rows is not None
+    mean, std = problem.prior.mean_and_std(problem.scheme)
+    wanted = low_pass(target[None])[0]
+
+    def objective(unknowns):
+        image = jnp.clip(problem.image(unknowns), -1, 1)
+        residual = (low_pass(image[None])[0] - wanted) / ROUNDING_STD
+        cost = 0.5 * (residual @ residual) + problem.prior.penalty(problem.scheme, unknowns)
+        ratio = jnp.sqrt(jnp.mean(residual**2))
+        return residual, jnp.where(jnp.isfinite(cost), cost, jnp.inf), ratio
+
+    return descend(
+        objective,
+        problem.average_rows / ROUNDING_STD,
+        (start, *objective(start)),
+        (mean, 1 / std**2),
+        jnp.ones((), jnp.float32),
+        bounded=problem.bounded,
+        steps=_NEARER_STEPS,
+    ).unknowns
+
+
 def fit_linear_start(
     scheme: Scheme,
     key: PRNGKeyArray,
@@ -101,7 +139,7 @@ def fit_linear_start(
     batch: int = 250,
     progress: Callable[[int, int], None] | None = None,
 ) -> LinearStart:
-    """Fits the linear start in closed form on images of the scheme with random keys.
+    """Fits the linear start and its reverse in closed form, on images with random keys.
 
     The ridge is chosen on held-out images (one batch in ten), by the error of the symbols and of
     alpha in units of their spread.
@@ -129,6 +167,7 @@ def fit_linear_start(
     simulate, reduce = jax.jit(type(observation).simulate), jax.jit(low_pass)
     gram: Any = None
     cross: Any = None
+    spread_gram: Any = None
     held = []
     for i, key_file in enumerate(jax.random.split(key_files, count)):
         part = slice(i * batch, (i + 1) * batch)
@@ -145,6 +184,8 @@ def fit_linear_start(
         else:
             gram = features.T @ features + (0 if gram is None else gram)
             cross = features.T @ targets + (0 if cross is None else cross)
+            causes = np.concatenate([targets, np.ones((batch, 1))], axis=1)
+            spread_gram = causes.T @ causes + (0 if spread_gram is None else spread_gram)
         if progress is not None:
             progress((i + 1) * batch, count * batch)
     features = np.concatenate([f for f, _ in held])
@@ -158,4 +199,14 @@ def fit_linear_start(
             best = (error, weight)
     assert best is not None
     weight = best[1] * spread[None]
-    return LinearStart(weight[:-1].astype(np.float16), weight[-1].astype(np.float32))
+    # Back from the unknowns to the pixels: the last of `features` are ones, whose products with the
+    # targets are the targets' sums.
+    size = len(spread)
+    reverse = np.concatenate([cross[:-1].T, gram[-1:, :-1]])
+    spread_gram[np.diag_indices(size)] += 1e-6 * np.trace(spread_gram) / len(spread_gram)
+    forward = scipy.linalg.solve(spread_gram, reverse, assume_a="pos")[:size] / spread[:, None]
+    return LinearStart(
+        weight[:-1].astype(np.float16),
+        weight[-1].astype(np.float32),
+        forward.astype(np.float16),
+    )

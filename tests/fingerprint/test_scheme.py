@@ -1,5 +1,6 @@
 """Schemes write keys as the paper says, and come back from disk bit for bit."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from fpjax.errors import InputError
+from fpjax.fingerprint.calibration import Calibration
 from fpjax.fingerprint.embed import generate
 from fpjax.fingerprint.keys import sample_keys
 from fpjax.fingerprint.scheme import Scheme
@@ -209,3 +211,16 @@ def test_noise_maps_are_the_generators_own_business(tiny_generator, tiny_scheme,
     scheme.save(tmp_path / "scheme")
     back = Scheme.load(tmp_path / "scheme", tiny_generator)
     assert back.generator.noise == "none" and back.id == scheme.id
+
+
+def test_a_calibration_of_format_1_has_no_way_back_and_stays_readable(calibrated_scheme, tmp_path):
+    calibration = calibrated_scheme.calibration
+    assert calibration.start.forward.shape == calibration.start.weight.T.shape
+    start = dataclasses.replace(calibration.start, forward=None)
+    scheme = calibrated_scheme.replace(calibration=dataclasses.replace(calibration, start=start))
+    scheme.save(tmp_path / "old")
+    header = json.loads((tmp_path / "old" / "calibration.json").read_text())
+    assert header["format_version"] == 1
+    back = Calibration.read(tmp_path / "old")
+    assert back.start.forward is None
+    assert back.sha256 == scheme.calibration.sha256 != calibration.sha256

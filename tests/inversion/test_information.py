@@ -57,16 +57,16 @@ def test_it_is_the_curvature_of_the_profile_likelihood():
 
 
 def test_noisy_inversions_scatter_as_it_says():
-    """Cramer-Rao: the covariance of 200 estimates against the inverse of the information."""
+    """Cramer-Rao: the covariance of 400 estimates against the inverse of the information."""
     # With a wide prior: one fixed image does not scatter by what a prior knows.
-    problem, _, _, found = _solved(200, noise=0.01, prior=GaussianPrior(100.0))
+    problem, _, _, found = _solved(400, noise=0.004, prior=GaussianPrior(100.0))
     best = np.stack(
         [np.linalg.solve(s.astype(float), h.astype(float))
          for s, h in zip(found.information, found.linear, strict=True)]
     )  # fmt: skip
     predicted = np.linalg.inv(found.information.astype(float)).mean(axis=0)
     ratio = np.diag(np.cov(best.T)) / np.diag(predicted)
-    # The mean of six variances of 200 draws each is known to 4 %; two and a half of those.
+    # The mean of six variances of 400 draws each is known to 3 %; three of those.
     assert 0.9 < ratio.mean() < 1.1, ratio
     assert problem.scheme.key_length == 6
 

@@ -2,20 +2,12 @@
 
 Inversion of a generator is an ill-conditioned nonlinear least-squares problem of a few hundred
 unknowns, where first-order methods crawl along narrow valleys. Each step here linearises the
-generator once, takes the full Jacobian in blocks of tangents, and makes the most of it: a handful
-of inner steps, each of a single forward pass, update the Jacobian by Broyden's rule. The updates
-are kept as vectors beside the Jacobian, and the curvature is updated in rank two.
+generator once, takes the full Jacobian in blocks of tangents, and makes the most of it: dozens of
+inner steps, each of a single forward pass (`fpjax/inversion/broyden.py`).
 
-Damping is in the metric of the prior and proportional to the residual: whatever the linear model
-fails to explain is treated as noise, so that directions which the image hardly shows stay where the
-prior puts them until the rest fits. (Marquardt's damping, in the metric of the curvature, lets them
-run off at once, and the way back is long.)
-
-A lane has converged when a fresh Jacobian promises hardly any more log-likelihood. The information
-about the key is taken from that Jacobian, so that it belongs to the solution.
-
-Sources: Levenberg 1944, Marquardt 1963, Broyden 1965; a damping proportional to the residual is in
-Yamashita and Fukushima 2001.
+A lane has converged when a fresh Jacobian promises hardly any more log-likelihood, or when one was
+taken so near the solution that the noise itself moves the solution as far, and its inner steps have
+nothing more to gain. The information about the key is taken from that Jacobian.
 """
 
 from __future__ import annotations
@@ -27,12 +19,11 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Float, Int
 
 from fpjax.errors import InputError
+from fpjax.inversion.broyden import SETTLED, descend, product, solve
 from fpjax.inversion.information import (
-    JITTER,
     alpha_precision,
     linearise,
     profile,
@@ -43,17 +34,15 @@ from fpjax.inversion.prior import GaussianPrior
 from fpjax.inversion.problem import Problem
 from fpjax.inversion.solution import RUNNING, Status
 from fpjax.inversion.solvers.base import Estimate
-from fpjax.inversion.starts import linear_starts
+from fpjax.inversion.starts import linear_starts, nearer_start
 
 Array = jax.Array
 
 _NEAR = 1.5
 """Noise ratio below which the clip's true derivative is used instead of a leaking one."""
 
-_SETTLED = 0.05
-"""Nats: an inner step that gains less is the last one with this Jacobian."""
-
-_MOST_DAMPING = 1e6
+_CPU_TANGENTS = 64
+"""Tangents of a lane that a CPU pushes through at once."""
 
 
 class LaneState(NamedTuple):
@@ -62,7 +51,7 @@ class LaneState(NamedTuple):
     unknowns: Array
     """(K,)"""
     damping: Array
-    """Multiple of the mean squared residual that the prior's precision is scaled by."""
+    """See `broyden.Descent`."""
     cost: Array
     """Half the squared residual and the prior, in nats."""
     ratio: Array
@@ -71,6 +60,8 @@ class LaneState(NamedTuple):
     """Decrease of the cost, in nats, that the last Jacobian promised at its own point."""
     shrink: Array
     """Cost after the last step as a share of the cost before it."""
+    settled: Array
+    """Whether the last Jacobian's inner steps ended because they gained nothing more."""
     information: Array
     """S at the last Jacobian, (L, L)."""
     linear: Array
@@ -90,6 +81,9 @@ class LevenbergMarquardt:
         converged. Noise lets the cost at a solution fall below that at the truth by half a nat an
         unknown, so that the default leaves a few percent of that. The information about the key
         extrapolates to the minimum.
+      near: nats an unknown; where a Jacobian promised less than this times K and its inner steps
+        ran until they gained nothing, it counts as taken at the solution: measured, a fresh one
+        would promise about a fiftieth of that. 0 asks for a fresh one always.
       solved_ratio: residual, in units of the observation's noise, up to which an image that has
         converged is solved.
       hopeless_ratio, hopeless_after: an image whose residual is still above this ratio after this
@@ -102,8 +96,9 @@ class LevenbergMarquardt:
     """
 
     max_steps: int = 20
-    inner_steps: int = 16
+    inner_steps: int = 48
     tolerance: float = 0.02
+    near: float = 1.0
     solved_ratio: float = 1.3
     hopeless_ratio: float = 25.0
     hopeless_after: int = 4
@@ -111,6 +106,8 @@ class LevenbergMarquardt:
     jacobian_dtype: str = "float32"
 
     name: ClassVar[str] = "levenberg-marquardt"
+    # One lane's tangents fill the cores. More would also factor matrices in batches, and on CPU
+    # such kernels wait for the thread pool that they run in: two at once never end.
     cpu_lanes: ClassVar[int] = 1
 
     def __post_init__(self):
@@ -118,8 +115,11 @@ class LevenbergMarquardt:
             raise InputError(
                 f"max_steps {self.max_steps}, inner_steps {self.inner_steps}: expected at least 1"
             )
-        if not self.tolerance > 0:
-            raise InputError(f"tolerance {self.tolerance}: expected a positive number")
+        if not self.tolerance > 0 or not self.near >= 0:
+            raise InputError(
+                f"tolerance {self.tolerance}, near {self.near}: expected positive numbers, or no "
+                "near"
+            )
         if self.jacobian_dtype not in ("float32", "bfloat16"):
             raise InputError(
                 f"jacobian_dtype {self.jacobian_dtype!r}: choose 'float32' or 'bfloat16'"
@@ -149,7 +149,9 @@ class LevenbergMarquardt:
 
     def plan(self, problem: Problem, memory: int) -> int:
         """Tangents in a block."""
-        return tangents_in_block(problem, memory)
+        fits = tangents_in_block(problem, memory)
+        # More at once than fill the cores only wait for one another, and leave the caches.
+        return min(fits, _CPU_TANGENTS) if jax.default_backend() == "cpu" else fits
 
     def init(
         self,
@@ -157,14 +159,25 @@ class LevenbergMarquardt:
         start: Float[Array, " unknowns"],
         target: Float[Array, "height width channels"],
     ) -> LaneState:
-        """Evaluates a start."""
+        """Evaluates a start; the calibrated average Jacobian takes it nearer first."""
         unknowns = problem.bounded(start)
+        if problem.average_rows is not None:
+            unknowns = nearer_start(problem, unknowns, target)
         _, cost, ratio = _evaluate(problem, unknowns, target, LEAK)
         length = problem.scheme.key_length
         zeros = jnp.zeros((length, length), jnp.float32)
         one, infinite = jnp.ones((), jnp.float32), jnp.full((), jnp.inf, jnp.float32)
         return LaneState(
-            unknowns, one, cost, ratio, infinite, one, zeros, zeros[0], jnp.zeros((), jnp.int32)
+            unknowns=unknowns,
+            damping=one,
+            cost=cost,
+            ratio=ratio,
+            promise=infinite,
+            shrink=one,
+            settled=jnp.zeros((), bool),
+            information=zeros,
+            linear=zeros[0],
+            steps=jnp.zeros((), jnp.int32),
         )
 
     def step(
@@ -181,53 +194,52 @@ class LevenbergMarquardt:
         num_alpha = problem.scheme.num_alpha
         leak = jnp.where(state.ratio > _NEAR, jnp.float32(LEAK), jnp.float32(0))
         residual, rows = linearise(problem, state.unknowns, target, leak, plan, self.jacobian_dtype)
-        gram = _product(rows, rows.T)
-        slope = _product(rows, residual)
-
-        # The key's information has no prior on the symbols; what alpha's adds stays.
-        free = alpha_precision(problem)
-        information, linear = profile(
-            gram + jnp.diag(free),
-            slope + free * state.unknowns,
-            state.unknowns[num_alpha:],
-            num_alpha,
-        )
-        gradient = slope + precision * (state.unknowns - mean)
-        newton = _solve(gram + jnp.diag(precision), gradient)
-        promise = 0.5 * gradient @ newton
+        gram = product(rows, rows.T)
+        gradient = product(rows, residual) + precision * (state.unknowns - mean)
+        promise = 0.5 * gradient @ solve(gram + jnp.diag(precision), gradient)
 
         def objective(unknowns):
             return _evaluate(problem, unknowns, target, leak)
 
-        updates = (
-            jnp.zeros((self.inner_steps, len(std)), jnp.float32),
-            jnp.zeros((self.inner_steps, len(residual)), jnp.float32),
+        penalty = problem.prior.penalty(problem.scheme, state.unknowns)
+        cost = 0.5 * (residual @ residual) + penalty
+        end = descend(
+            objective,
+            rows,
+            (state.unknowns, residual, cost, state.ratio),
+            (mean, precision),
+            jnp.minimum(state.damping, 1),
+            bounded=problem.bounded,
+            steps=self.inner_steps,
+            already=promise < self.tolerance * problem.num_unknowns,
+            gram=gram,
         )
-        _, start_cost, _ = objective(state.unknowns)
-        enough = promise < self.tolerance * problem.num_unknowns
-        gain = jnp.where(enough, jnp.float32(0), jnp.float32(jnp.inf))
-        begin = _Inner(
-            gram, slope, updates, state.unknowns, residual, start_cost, state.ratio, state.damping,
-            gain, jnp.zeros((), jnp.int32),
-        )  # fmt: skip
-
-        def running(inner: _Inner):
-            return (inner.count < self.inner_steps) & (inner.gain > _SETTLED)
-
-        def body(inner: _Inner):
-            return _inner_step(problem, rows, mean, precision, objective, inner)
-
-        end = jax.lax.while_loop(running, body, begin)
-        shrink = end.cost / jnp.maximum(start_cost, 1e-6)
+        # The key's information has no prior on the symbols; what alpha's adds stays.
+        free = alpha_precision(problem)
+        information, linear = profile(
+            gram + jnp.diag(free),
+            end.slope + free * end.unknowns,
+            end.unknowns[num_alpha:],
+            num_alpha,
+        )
         return LaneState(
-            end.unknowns, end.damping, end.cost, end.ratio, promise, shrink, information, linear,
-            state.steps + 1,
-        )  # fmt: skip
+            unknowns=end.unknowns,
+            damping=end.damping,
+            cost=end.cost,
+            ratio=end.ratio,
+            promise=promise,
+            shrink=end.cost / jnp.maximum(cost, 1e-6),
+            settled=(end.gain <= SETTLED) & (state.ratio <= _NEAR),
+            information=information,
+            linear=linear,
+            steps=state.steps + 1,
+        )
 
     def terminate(self, problem: Problem, state: LaneState) -> Int[Array, ""]:
         """See `Solver`."""
         finite = jnp.isfinite(state.cost) & jnp.isfinite(state.ratio)
-        enough = state.promise < self.tolerance * problem.num_unknowns
+        promise = state.promise / problem.num_unknowns
+        enough = (promise < self.tolerance) | ((promise < self.near) & state.settled)
         converged = enough & (state.steps > 0)
         hopeless = (
             (state.steps >= self.hopeless_after)
@@ -239,7 +251,7 @@ class LevenbergMarquardt:
             & (state.ratio > self.solved_ratio)
             & (state.shrink > 0.9)
         )
-        stuck = stalled | (state.damping >= _MOST_DAMPING)
+        stuck = stalled | ((state.steps > 0) & (state.shrink >= 1))
         ended = jnp.where(
             state.ratio <= self.solved_ratio, jnp.int32(Status.SOLVED), jnp.int32(Status.CONVERGED)
         )
@@ -266,65 +278,6 @@ GaussNewton = LevenbergMarquardt
 """The name that users of Gauss-Newton methods may look for."""
 
 
-class _Inner(NamedTuple):
-    gram: Array
-    """J J^T of the updated Jacobian, (K, K)."""
-    slope: Array
-    """J r of it, (K,)."""
-    updates: tuple[Array, Array]
-    """Broyden's rank-one terms: J = rows + sum of outer(first[i], second[i])."""
-    unknowns: Array
-    residual: Array
-    cost: Array
-    ratio: Array
-    damping: Array
-    gain: Array
-    """Nats that the last accepted step gained; infinite after a refused one."""
-    count: Array
-
-
-def _inner_step(problem, rows, mean, precision, objective, inner: _Inner) -> _Inner:
-    excess = jnp.maximum(jnp.mean(inner.residual**2) - 1, 0)
-    damped = precision * (1 + inner.damping * excess)
-    gradient = inner.slope + precision * (inner.unknowns - mean)
-    moved = problem.bounded(inner.unknowns - _solve(inner.gram + jnp.diag(damped), gradient))
-    residual, cost, ratio = objective(moved)
-    better = cost < inner.cost
-
-    # Broyden's update, least change in the metric of the prior; a refused step teaches too.
-    first, second = inner.updates
-    change = moved - inner.unknowns
-    predicted = _product(change, rows) + (first @ change) @ second
-    error = residual - inner.residual - predicted
-    finite = jnp.isfinite(cost) & jnp.all(jnp.isfinite(error))
-    error = jnp.where(finite, error, jnp.zeros_like(error))
-    weight = precision * change
-    weight = weight / jnp.maximum(weight @ change, 1e-12)
-    seen = _product(rows, error) + first.T @ (second @ error)
-    gram = (
-        inner.gram
-        + weight[:, None] * seen[None]
-        + seen[:, None] * weight[None]
-        + (error @ error) * weight[:, None] * weight[None]
-    )
-    first = first.at[inner.count].set(jnp.where(finite, weight, jnp.zeros_like(weight)))
-    second = second.at[inner.count].set(error)
-    kept = jnp.where(better, residual, inner.residual)
-    damping = jnp.where(better, inner.damping / 3, inner.damping * 5)
-    return _Inner(
-        gram=gram,
-        slope=_product(rows, kept) + first.T @ (second @ kept),
-        updates=(first, second),
-        unknowns=jnp.where(better, moved, inner.unknowns),
-        residual=kept,
-        cost=jnp.where(better, cost, inner.cost),
-        ratio=jnp.where(better, ratio, inner.ratio),
-        damping=jnp.clip(damping, 1e-4, _MOST_DAMPING),
-        gain=jnp.where(better, inner.cost - cost, jnp.inf),
-        count=inner.count + 1,
-    )
-
-
 def _evaluate(problem: Problem, unknowns: Array, target: Array, leak):
     """Residual (M,), cost with the prior, and noise ratio of one image."""
     image = problem.image(unknowns)
@@ -333,17 +286,3 @@ def _evaluate(problem: Problem, unknowns: Array, target: Array, leak):
     # A step into nonsense is refused, never followed.
     cost = jnp.where(jnp.isfinite(cost), cost, jnp.inf)
     return residual, cost, noise_ratio(problem.observation, image, target)
-
-
-def _product(a: Array, b: Array) -> Array:
-    """Matrix product accumulated in float32, also of rows kept in bfloat16."""
-    dtype = jnp.bfloat16 if jnp.bfloat16 in (a.dtype, b.dtype) else jnp.float32
-    return jnp.matmul(a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.float32)
-
-
-def _solve(curvature: Array, gradient: Array) -> Array:
-    """Solves a symmetric positive definite system, scaled to a unit diagonal."""
-    scale = jax.lax.rsqrt(jnp.maximum(jnp.diag(curvature), 1e-30))
-    scaled = curvature * scale[:, None] * scale[None]
-    factor = cho_factor(scaled + JITTER * jnp.eye(len(scale), dtype=scaled.dtype))
-    return scale * cho_solve(factor, scale * gradient)
