@@ -177,6 +177,11 @@ class Gaussian:
             )
 
     @property
+    def pixel_std(self) -> Array:
+        """Noise of a pixel, images in [-1, 1]: starts do not fit what is smaller."""
+        return self.total_std
+
+    @property
     def total_std(self) -> Array:
         """Noise and rounding together."""
         return jnp.sqrt(jnp.asarray(self.std, jnp.float32) ** 2 + ROUNDING_STD**2)

@@ -18,7 +18,7 @@ from jaxtyping import Float, PRNGKeyArray, UInt8
 
 from fpjax.attacks import linear
 from fpjax.errors import InputError
-from fpjax.inversion.observation import Observation, leaky_clip
+from fpjax.inversion.observation import ROUNDING_STD, Observation, leaky_clip
 
 Array = jax.Array
 
@@ -150,6 +150,11 @@ class Filtered:
                 raise InputError(
                     f"the picture is {np.shape(self.picture)}, the filter gives {rows} x {columns}"
                 )
+
+    @property
+    def pixel_std(self) -> Array | float:
+        """That of the inner observation: starts do not fit what is smaller."""
+        return getattr(self.inner, "pixel_std", ROUNDING_STD)
 
     def _seen(self, image: Array, leak: Array | float) -> Array:
         return self.filter(leaky_clip(image, jnp.asarray(leak, image.dtype)))

@@ -114,6 +114,11 @@ class Jpeg:
         total = np.sqrt(np.asarray(self.std) ** 2 + added).astype(np.float32)
         return dataclasses.replace(self, std=total)
 
+    @property
+    def pixel_std(self) -> Array:
+        """Noise of a pixel, images in [-1, 1], about: starts do not fit what is smaller."""
+        return jnp.sqrt(jnp.mean(jnp.asarray(self.std) ** 2)) / 127.5
+
     def residual(
         self,
         image: Float[Array, "height width channels"],
