@@ -23,7 +23,7 @@ RESIZE_FILTER = "bicubic"
 COARSE_NOISE = 0.1
 """Noise that is assumed while the noise is estimated."""
 
-_BELIEVED = 0.9
+_BELIEVED = 0.75
 """Share of pixels that recovered coefficients must give back."""
 
 

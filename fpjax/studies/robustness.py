@@ -1,9 +1,9 @@
 """What attacks leave of attribution: pictures are attacked, written as files, and read back.
 
-For each scheme and attack: how many bits are right, how many pictures are attributed to their maker,
-to nobody, and to somebody else, at the stated rate among the registered users, and what the attack
-did to the picture. Beside what is measured stands what the information predicts where the attack is
-one that an observation describes.
+For each scheme and attack: how many bits are right, how many pictures are attributed to their
+maker, to nobody, and to somebody else, at the stated rate among the registered users, and what the
+attack did to the picture. Beside what is measured stands what the information predicts where the
+attack is one that an observation describes.
 
 Everything goes through files, as a user's pictures would.
 """

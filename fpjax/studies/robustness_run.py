@@ -192,6 +192,7 @@ def _answered(scheme, registry, made, label, paths, rows, settings, distances, s
     )
     seconds = (time.monotonic() - started) / len(paths)
     users, _ = registry.words()
+    assert found.verdicts is not None  # There is a registry.
     records = []
     for i, row in enumerate(rows):
         verdict, owner = found.verdicts[i], users[row % len(users)]
@@ -282,11 +283,9 @@ def _registry(folder: Path, name: str, scheme: Scheme, settings: Settings) -> Re
         registry = Registry.create(path, key_length=scheme.key_length, scheme_id=scheme.id)
     else:
         registry = Registry.open(path, scheme_id=scheme.id)
-    rng = np.random.default_rng(settings.seed)
-    for user in range(settings.num_users):
-        key = rng.integers(0, 2, scheme.key_length, np.uint8)
-        if user >= len(registry):
-            registry.issue(f"user-{user:06d}", key=key)
+    for user in range(len(registry), settings.num_users):
+        rng = np.random.default_rng((settings.seed, user))
+        registry.issue(f"user-{user:06d}", rng=rng)
     return registry
 
 

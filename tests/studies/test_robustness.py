@@ -126,7 +126,8 @@ def test_files_hold_what_the_attack_gives(label, tmp_path):
     if observation is not None:
         truth = image.astype(np.float32) / 127.5 - 1
         ratio = noise_ratio(observation, jax.device_put(truth), jax.device_put(truth))
-        assert ratio < (3 if label.startswith("resize") else 1.5)  # which rounds twice
+        # A change of size and back rounds twice; Pillow's brightness is cut off, not rounded.
+        assert ratio < {"resize": 3, "brightness": 2}.get(attack.name, 1.5)
 
 
 def test_figures_have_their_intervals():
