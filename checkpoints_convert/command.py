@@ -215,6 +215,8 @@ def _run(flags: argparse.Namespace) -> int:
     )
     progress.finish()
     _print_source(written.source, flags.dtype, plan=False)
+    if flags.sha256 is None:
+        _print_unchecked(written.source)
     for name in written.nonfinite:
         print(f"fpjax-convert: warning: NaN or infinity in {printable(name)}", file=sys.stderr)
     if written.verified is not None:
@@ -249,6 +251,16 @@ def _print_source(source, dtype: str, *, plan: bool) -> None:
         tensors = "1 tensor" if len(names) == 1 else f"{len(names)} tensors"
         print(printable(f"left out: {tensors}: {reason}"))
         _print_list(names, whole=plan, stream=sys.stdout)
+
+
+def _print_unchecked(source) -> None:
+    """Files in which a damaged download could not show, with what to compare."""
+    for file in source.files:
+        if not file.checksums:
+            print(
+                f"note: {printable(Path(file.path).name)} has no checksums inside; its SHA-256 is "
+                f"{file.sha256()}: compare it with the publisher's, or give that as --sha256"
+            )
 
 
 def _print_list(lines, *, whole: bool, stream) -> None:

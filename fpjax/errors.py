@@ -12,4 +12,8 @@ class FpjaxError(Exception):
 
 
 class InputError(FpjaxError, ValueError):
-    """An argument that does not fit: the message says what was given and what is expected."""
+    """An argument that does not fit: the message says what was given and what is expected.
+
+    >>> issubclass(InputError, FpjaxError) and issubclass(InputError, ValueError)
+    True
+    """

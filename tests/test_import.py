@@ -31,11 +31,12 @@ def test_every_public_name_can_be_imported():
     assert set(fpjax.__all__) <= set(dir(fpjax))
 
 
-def test_every_public_name_has_a_docstring():
+def test_every_public_name_has_a_docstring_with_an_example():
     """Type checkers and the reference show it; a class made by dataclass would show its fields."""
     for name in fpjax.__all__:
         doc = getattr(fpjax, name).__doc__
         assert doc and not doc.startswith(f"{name}("), name
+        assert ">>>" in doc or not callable(getattr(fpjax, name)), name
 
 
 def test_every_package_that_is_imported_is_declared():

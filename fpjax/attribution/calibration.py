@@ -56,6 +56,16 @@ def calibrate(
 
     Raises:
       InputError: if more than half of the scheme's own files are not inverted down to the noise.
+
+    >>> import fpjax
+    >>> from fpjax.models.linear import linear_generator
+    >>> generator = linear_generator()
+    >>> basis = fpjax.fit_basis(generator, jax.random.key(0), 100, metric="latent")
+    >>> scheme = fpjax.Scheme.create(generator, basis, key_length=4, strength=0.5)
+    >>> calibrated = calibrate(
+    ...     scheme, jax.random.key(1), num_start_images=200, num_inverted_images=2)
+    >>> calibrated.calibration.solver, calibrated.id == scheme.id
+    ('levenberg-marquardt', True)
     """
 
     def staged(stage):

@@ -47,7 +47,11 @@ p-value that is reported can only be larger for it."""
 
 
 class Reason(enum.StrEnum):
-    """Why a verdict is what it is."""
+    """Why a verdict is what it is.
+
+    >>> [reason.name for reason in Reason][0]
+    'ATTRIBUTED'
+    """
 
     ATTRIBUTED = "the key of a registered user"
     NO_KEY_CLOSE_ENOUGH = "no registered key is close enough"
@@ -74,6 +78,11 @@ class Verdict:
       history: what is believed to have been done to the picture, such as "JPEG 75"; empty for
         nothing.
       attempts: observations that the image was read with; `p_value` counts them all.
+
+    >>> Verdict(
+    ...     user=None, reason=Reason.NOBODY_REGISTERED, matching_bits=0, key_length=64, p_value=1.0,
+    ...     noise_ratio=0.9, explained=True).nearest_user is None
+    True
     """
 
     user: str | None
@@ -116,6 +125,10 @@ class Attribution:
       verdicts: one `Verdict` an image, or None where no registry was given.
       observation, solver: names of what the images were read with.
       calibration_sha256: hash of the scheme's calibration, None without one.
+
+    >>> from dataclasses import fields
+    >>> [field.name for field in fields(Attribution)][:3]
+    ['keys', 'soft_bits', 'information']
     """
 
     keys: UInt8[np.ndarray, "batch length"]
@@ -258,6 +271,17 @@ def attribute(
     Raises:
       InputError: if the images do not fit the generator or the scheme is not calibrated.
       RegistryError: if the registry belongs to another scheme.
+
+    >>> import fpjax, jax
+    >>> from fpjax.models.linear import linear_generator
+    >>> generator = linear_generator()
+    >>> basis = fpjax.fit_basis(generator, jax.random.key(0), 100, metric="latent")
+    >>> scheme = fpjax.Scheme.create(generator, basis, key_length=4, strength=0.5)
+    >>> scheme = fpjax.calibrate(
+    ...     scheme, jax.random.key(1), num_start_images=200, num_inverted_images=2)
+    >>> key = np.asarray([[0, 1, 1, 0]], np.uint8)
+    >>> attribute(scheme, fpjax.generate(scheme, jax.random.key(2), key).images).keys.tolist()
+    [[0, 1, 1, 0]]
     """
     from fpjax.inversion.solvers.levenberg_marquardt import LevenbergMarquardt
 

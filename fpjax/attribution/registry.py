@@ -60,7 +60,11 @@ _MAX_DRAWS = 200
 
 
 class UnknownUserError(RegistryError):
-    """A user who holds no key."""
+    """A user who holds no key.
+
+    >>> issubclass(UnknownUserError, RegistryError)
+    True
+    """
 
 
 class Registry:

@@ -41,7 +41,12 @@ _EAST_ASIAN = {"CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO", "LATIN"}
 
 
 class RegistryError(FpjaxError):
-    """A registry that can't be used, or an entry it refuses; the message is one line."""
+    """A registry that can't be used, or an entry it refuses; the message is one line.
+
+    >>> import fpjax
+    >>> issubclass(RegistryError, fpjax.FpjaxError)
+    True
+    """
 
 
 def check_user(user: str) -> str:

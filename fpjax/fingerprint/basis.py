@@ -39,6 +39,10 @@ class Basis:
         that these are standard deviations in image units.
       num_samples: latents it was fitted on.
       metric: "latent", "image" or "lpips".
+
+    >>> basis = pca(np.random.default_rng(0).standard_normal((50, 3)).astype(np.float32))
+    >>> len(basis), basis.std.shape, basis.metric
+    (3, (3,), 'latent')
     """
 
     mean: Float[Array | np.ndarray, " size"]

@@ -53,6 +53,10 @@ class Calibration:
         the observation's noise.
       own_noise_ratio: largest residual of the generator's own files with keys.
       num_start_images, num_inverted_images: what the start was fitted on; what was inverted.
+
+    >>> start = LinearStart(np.zeros((4, 2), np.float16), np.zeros(2, np.float32))
+    >>> len(Calibration(start, "rounded-8bit", "levenberg-marquardt", 1.5, 1.0, 200, 4).sha256)
+    64
     """
 
     start: LinearStart

@@ -34,6 +34,15 @@ class Generated:
         alpha, which has no original.
       alpha: (B, K - L) float32.
       keys: (B, L) uint8.
+
+    >>> import fpjax
+    >>> from fpjax.models.linear import linear_generator
+    >>> generator = linear_generator()
+    >>> basis = fpjax.fit_basis(generator, jax.random.key(0), 100, metric="latent")
+    >>> scheme = fpjax.Scheme.create(generator, basis, key_length=4, strength=0.5)
+    >>> made = fpjax.generate(scheme, jax.random.key(1), np.zeros((2, 4), np.uint8))
+    >>> made.images.shape, made.images.dtype, made.alpha.shape
+    ((2, 8, 8, 1), dtype('uint8'), (2, 12))
     """
 
     images: UInt8[np.ndarray, "batch height width channels"]

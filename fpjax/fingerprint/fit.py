@@ -42,6 +42,11 @@ def fit_basis(
 
     Raises:
       InputError: for another metric, or a generator that draws no latents.
+
+    >>> from fpjax.models.linear import linear_generator
+    >>> basis = fit_basis(linear_generator(), jax.random.key(0), 200, num_jacobians=2)
+    >>> basis.directions.shape, basis.metric
+    ((16, 16), 'image')
     """
     if metric not in ("image", "latent", "lpips"):
         raise InputError(f"metric {metric!r}: choose 'image', 'latent' or 'lpips'")

@@ -50,6 +50,14 @@ class Scheme:
       levels: "binary" writes bits as {0, 1}, "antipodal" as {-1, +1}.
       code: how a user's identity becomes bits; "independent" means random bits.
       calibration: what was learned about the scheme, or None.
+
+    >>> import fpjax
+    >>> from fpjax.models.linear import linear_generator
+    >>> generator = linear_generator()
+    >>> basis = fpjax.fit_basis(generator, jax.random.key(0), 100, metric="latent")
+    >>> scheme = fpjax.Scheme.create(generator, basis, key_length=4, strength=0.5)
+    >>> scheme.num_alpha, scheme.shift, len(scheme.id)
+    (12, 12, 64)
     """
 
     generator: Generator

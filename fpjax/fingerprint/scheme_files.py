@@ -45,7 +45,14 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 
 
 class SchemeError(FpjaxError, ValueError):
-    """A scheme that is damaged, of a newer format, or of another generator."""
+    """A scheme that is damaged, of a newer format, or of another generator.
+
+    >>> from fpjax.fingerprint.scheme import load_scheme
+    >>> load_scheme("no-such-folder")
+    Traceback (most recent call last):
+        ...
+    fpjax.fingerprint.scheme_files.SchemeError: ...
+    """
 
 
 def save_scheme(scheme: Any, path: str | os.PathLike) -> None:

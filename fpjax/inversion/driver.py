@@ -79,6 +79,16 @@ def invert(
 
     Raises:
       InputError: if the images do not fit the generator, or the solver does not take the problem.
+
+    >>> import fpjax
+    >>> from fpjax.models.linear import linear_generator
+    >>> generator = linear_generator()
+    >>> basis = fpjax.fit_basis(generator, jax.random.key(0), 100, metric="latent")
+    >>> scheme = fpjax.Scheme.create(generator, basis, key_length=4, strength=0.5)
+    >>> keys = np.asarray([[0, 1, 1, 0], [1, 1, 0, 1]], np.uint8)
+    >>> images = fpjax.generate(scheme, jax.random.key(1), keys).images
+    >>> invert(fpjax.Problem(scheme), images, starts=np.zeros((1, 16))).keys.tolist()
+    [[0, 1, 1, 0], [1, 1, 0, 1]]
     """
     order, parts = [np.zeros(0, int)], [_empty(problem)]
     for rows, part in invert_iter(
@@ -105,6 +115,16 @@ def invert_iter(
 
     Yields:
       (rows, solution): indices (n,) of images that are finished, and their solution.
+
+    >>> import fpjax
+    >>> from fpjax.models.linear import linear_generator
+    >>> generator = linear_generator()
+    >>> basis = fpjax.fit_basis(generator, jax.random.key(0), 100, metric="latent")
+    >>> scheme = fpjax.Scheme.create(generator, basis, key_length=4, strength=0.5)
+    >>> images = fpjax.generate(scheme, jax.random.key(1), np.ones((3, 4), np.uint8)).images
+    >>> parts = invert_iter(fpjax.Problem(scheme), images, starts=np.zeros((1, 16)))
+    >>> sorted(row for rows, solution in parts for row in rows.tolist())
+    [0, 1, 2]
     """
     solver = LevenbergMarquardt() if solver is None else solver
     images = check_images(problem, images)

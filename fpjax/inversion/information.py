@@ -31,7 +31,12 @@ JITTER = 2e-6
 
 
 class KeyInformation(NamedTuple):
-    """Quadratic model of the negative log-likelihood of the symbols."""
+    """Quadratic model of the negative log-likelihood of the symbols.
+
+    >>> said = KeyInformation(jnp.eye(2) * 4, jnp.asarray([4.0, -4.0]))
+    >>> jnp.linalg.solve(said.information, said.linear).tolist()  # the best symbols
+    [1.0, -1.0]
+    """
 
     information: Array
     """S, (L, L)."""
@@ -128,6 +133,16 @@ def key_information(
 
     Returns:
       S (B, L, L) and h (B, L), NumPy float32.
+
+    >>> import fpjax
+    >>> from fpjax.models.linear import linear_generator
+    >>> generator = linear_generator()
+    >>> basis = fpjax.fit_basis(generator, jax.random.key(0), 100, metric="latent")
+    >>> scheme = fpjax.Scheme.create(generator, basis, key_length=4, strength=0.5)
+    >>> made = fpjax.generate(scheme, jax.random.key(1), np.ones((1, 4), np.uint8))
+    >>> truth = np.concatenate([made.alpha, np.ones((1, 4), np.float32)], axis=1)
+    >>> key_information(fpjax.Problem(scheme), truth, made.images).information.shape
+    (1, 4, 4)
     """
     problem = problem.prepared()
     targets = check_images(problem, images)

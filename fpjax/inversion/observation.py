@@ -37,7 +37,11 @@ LEAK = 0.1
 
 @runtime_checkable
 class Observation(Protocol):
-    """What an inversion needs to know about a file's history."""
+    """What an inversion needs to know about a file's history.
+
+    >>> isinstance(Rounded8Bit(), Observation)
+    True
+    """
 
     name: ClassVar[str]
     """Short and stable; reported with every answer."""

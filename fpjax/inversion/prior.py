@@ -34,6 +34,11 @@ class GaussianPrior:
 
     Attributes:
       scale: widening, for latents with heavier tails than normal; infinite leaves alpha free.
+
+    >>> GaussianPrior(scale=0)
+    Traceback (most recent call last):
+        ...
+    fpjax.errors.InputError: scale 0: expected a positive number
     """
 
     scale: float = static(default=1.0)
@@ -71,6 +76,9 @@ class BoundsPrior:
 
     Attributes:
       weight: 0.1 for StyleGAN2, 0.005 for latent diffusion.
+
+    >>> BoundsPrior(0.005).weight
+    0.005
     """
 
     weight: float = static(default=0.1)

@@ -40,6 +40,15 @@ class Problem:
         "sigmoid" writes them as a sigmoid of the unknown, as published.
       average_rows: (K, F) derivatives of low-passed pixels by the unknowns, on average over natural
         images, or None; `prepared` takes them from the scheme's calibration.
+
+    >>> import fpjax
+    >>> from fpjax.models.linear import linear_generator
+    >>> generator = linear_generator()
+    >>> basis = fpjax.fit_basis(generator, jax.random.key(0), 100, metric="latent")
+    >>> scheme = fpjax.Scheme.create(generator, basis, key_length=4, strength=0.5)
+    >>> problem = Problem(scheme, fpjax.Gaussian(0.05))
+    >>> problem.num_unknowns, problem.image(jnp.zeros(16)).shape
+    (16, (8, 8, 1))
     """
 
     scheme: Scheme

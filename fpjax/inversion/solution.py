@@ -11,7 +11,11 @@ from jaxtyping import Float, Int, UInt8
 
 
 class Status(enum.IntEnum):
-    """How the inversion of an image ended."""
+    """How the inversion of an image ended.
+
+    >>> Status(0).name
+    'SOLVED'
+    """
 
     SOLVED = 0
     """The residual is down at the noise: the generator made this image."""
@@ -49,6 +53,15 @@ class Solution:
         out, without any prior on the symbols; None where the solver does not compute it.
       linear: (B, L) float32, h: the negative log-likelihood of symbols k, alpha profiled out, is
         k^T S k / 2 - h^T k up to a constant, so that S k_hat = h for the best k_hat.
+
+    >>> nothing = np.zeros((1, 0), np.float32)
+    >>> one = np.ones(1, np.float32)
+    >>> found = Solution(keys=np.ones((1, 2), np.uint8), soft_bits=np.ones((1, 2), np.float32),
+    ...     alpha=nothing, residual=one, noise_ratio=one, loss=one, steps=np.ones(1, np.int32),
+    ...     status=np.zeros(1, np.int32), information=np.eye(2, dtype=np.float32)[None],
+    ...     linear=np.ones((1, 2), np.float32))
+    >>> found.score(np.asarray([[1.0, -1.0]])).tolist()
+    [4.0]
     """
 
     keys: UInt8[np.ndarray, "batch length"]

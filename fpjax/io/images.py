@@ -52,7 +52,13 @@ _DECODER_ERRORS = (
 
 
 class ImageError(FpjaxError, ValueError):
-    """An image file that cannot be used; the message says which and why, on one line."""
+    """An image file that cannot be used; the message says which and why, on one line.
+
+    >>> load_image("no-such-file.png")
+    Traceback (most recent call last):
+        ...
+    fpjax.io.images.ImageError: ...
+    """
 
 
 def to_uint8(images) -> np.ndarray:
@@ -94,6 +100,12 @@ def save_image(path: str | os.PathLike, image: np.ndarray) -> None:
 
     Raises:
       ValueError: for another dtype or shape, or a suffix that is no image format.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_image(f"{folder}/grey.png", np.full((4, 6, 1), 9, np.uint8))
+    ...     load_image(f"{folder}/grey.png", (4, 6, 1)).shape
+    (4, 6, 1)
     """
     from PIL import Image
 
@@ -128,7 +140,14 @@ class ImageFile:
 def load_image(
     path: str | os.PathLike, image_shape: tuple[int, int, int] | None = None
 ) -> np.ndarray:
-    """The pixels that `read_image` gives, (H, W, 3) or (H, W, 1) uint8."""
+    """The pixels that `read_image` gives, (H, W, 3) or (H, W, 1) uint8.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_image(f"{folder}/red.png", np.full((4, 6, 3), (255, 0, 0), np.uint8))
+    ...     load_image(f"{folder}/red.png")[0, 0].tolist()
+    [255, 0, 0]
+    """
     return read_image(path, image_shape).pixels
 
 

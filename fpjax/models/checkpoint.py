@@ -31,7 +31,11 @@ HEADER_BYTES = 4 << 20
 
 
 class CheckpointFormatError(FpjaxError, ValueError):
-    """A folder that is no fpjax checkpoint, or a damaged one."""
+    """A folder that is no fpjax checkpoint, or a damaged one.
+
+    >>> issubclass(CheckpointFormatError, (FpjaxError, ValueError))
+    True
+    """
 
 
 def _arrays(params: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -17,7 +17,15 @@ _BATCH = 3
 
 
 class GeneratorError(FpjaxError):
-    """A generator that breaks the protocol; the message lists every broken rule."""
+    """A generator that breaks the protocol; the message lists every broken rule.
+
+    >>> from fpjax.models.linear import linear_generator
+    >>> noisy = linear_generator().replace(decode=lambda params, latents: latents[:, :2])
+    >>> check_generator(noisy)
+    Traceback (most recent call last):
+        ...
+    fpjax.models.conformance.GeneratorError: ...
+    """
 
 
 def check_generator(generator: Generator, key: jax.Array | None = None) -> None:

@@ -77,6 +77,10 @@ class LDMGenerator(Generator):
       info_json: where the weights come from, as JSON text.
 
     Made by `LDMGenerator.create` or `fpjax.load_generator`.
+
+    >>> from fpjax.models.generator import Generator
+    >>> issubclass(LDMGenerator, Generator)
+    True
     """
 
     config: FirstStageConfig = static()

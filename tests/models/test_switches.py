@@ -5,6 +5,7 @@ import functools
 import math
 import warnings
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -174,14 +175,14 @@ def test_float32_in_is_float32_out(network, values):
     function, arguments = network
     with switches(**values):
         shapes = jax.eval_shape(functools.partial(derivatives, function), *arguments)
-    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(jnp.float32)}
+    chex.assert_type(jax.tree.leaves(shapes), jnp.float32)
 
 
 @pytest.mark.parametrize("init", INITS)
 def test_parameters_are_float32_whatever_the_default_is(init):
     with switches(**STRICT, **X64):
         drawn = jax.eval_shape(INITS[init], KEY)
-    assert {leaf.dtype for leaf in jax.tree.leaves(drawn)} == {jnp.dtype(jnp.float32)}
+    chex.assert_type(jax.tree.leaves(drawn), jnp.float32)
 
 
 def test_no_parameter_is_captured_by_a_compiled_network(network):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,7 +44,7 @@ def test_a_resumed_run_takes_the_steps_of_one_that_never_stopped(tmp_path):
     runs.save(manager, CONFIG, half, 3, tmp_path)
     resumed, _ = _steps(runs.restore_or_init(manager, CONFIG), 3, 6)
     manager.close()
-    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+    chex.assert_trees_all_equal(whole, resumed)
     assert (tmp_path / "samples" / "00000012.png").exists()
 
 

@@ -35,7 +35,12 @@ class Estimate(NamedTuple):
 
 @runtime_checkable
 class Solver(Protocol):
-    """What the driver needs of a solver."""
+    """What the driver needs of a solver.
+
+    >>> from fpjax.inversion.solvers.levenberg_marquardt import LevenbergMarquardt
+    >>> isinstance(LevenbergMarquardt(), Solver)
+    True
+    """
 
     name: ClassVar[str]
     """Short and stable; calibrations record it."""

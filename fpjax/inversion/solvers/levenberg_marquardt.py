@@ -93,6 +93,13 @@ class LevenbergMarquardt:
         less than a tenth in the last, has converged with more than noise left.
       jacobian_dtype: "float32", or "bfloat16" where the Jacobian alone is larger than memory;
         products accumulate in float32 either way.
+
+    >>> LevenbergMarquardt(max_steps=5).name
+    'levenberg-marquardt'
+    >>> LevenbergMarquardt(max_steps=0)
+    Traceback (most recent call last):
+        ...
+    fpjax.errors.InputError: max_steps 0, inner_steps 48: expected at least 1
     """
 
     max_steps: int = 20
