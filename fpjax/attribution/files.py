@@ -100,6 +100,11 @@ def attribute(
       InputError: if the images do not fit the generator or the scheme is not calibrated.
       ImageError: if a file cannot be read.
       RegistryError: if the registry belongs to another scheme.
+
+    >>> import fpjax
+    >>> scheme = fpjax.load_scheme("avatars-stylegan2")
+    >>> attribute(scheme, [], observation="auto").keys.shape
+    (0, 64)
     """
     is_array = not isinstance(images, Sequence)
     if isinstance(observation, str) and observation not in ("file", "auto"):

@@ -36,6 +36,9 @@ class Picture:
       jpeg: its coefficients and their noise, where it is a JPEG file.
       history: what was done to it according to the file, in words; empty for nothing.
       notes: see `fpjax.io.images.ImageFile`.
+
+    >>> Picture(np.zeros((8, 8, 3), np.uint8)).jpeg is None
+    True
     """
 
     pixels: np.ndarray
@@ -56,6 +59,14 @@ def read_picture(
 
     Raises:
       ImageError: see `fpjax.io.images.read_image`.
+
+    >>> import tempfile
+    >>> from fpjax.attacks import Jpeg as Attack
+    >>> with tempfile.NamedTemporaryFile(suffix=".jpg") as file:
+    ...     _ = file.write(Attack(quality=75).encode(np.zeros((16, 16, 3), np.uint8)))
+    ...     file.flush()
+    ...     read_picture(file.name, (16, 16, 3)).history
+    'JPEG 75'
     """
     file = read_image(path, None if resize else image_shape)
     pixels, notes = file.pixels, file.notes

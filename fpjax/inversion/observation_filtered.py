@@ -32,6 +32,9 @@ class Filter:
       rows: (H', H).
       columns: (W', W).
       gain, offset: scalars.
+
+    >>> Filter.resize(8, 6, (4, 3), "box")(jnp.ones((8, 6, 3))).shape
+    (4, 3, 3)
     """
 
     rows: Array | np.ndarray

@@ -44,6 +44,11 @@ class Jpeg:
       steps: (M,), quantisation steps.
       std: (M,), standard deviation of the coefficients' noise.
       layout: sampling and size of the file.
+
+    >>> from fpjax.attacks import Jpeg as Attack
+    >>> seen = Jpeg.of_file(Attack(quality=75).encode(np.zeros((16, 16, 3), np.uint8)))
+    >>> seen.layout.subsampling, float(seen.steps[0])
+    ('4:2:0', 8.0)
     """
 
     coefficients: Array | np.ndarray

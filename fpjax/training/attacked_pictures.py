@@ -43,7 +43,9 @@ class AttackedPictures(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
             # Plain tensors: the Image feature encodes and decodes through TensorFlow.
-            "pixels": tfds.features.Tensor(shape=(None, None, None), dtype=np.uint8),
+            "pixels": tfds.features.Tensor(
+                shape=(None, None, None), dtype=np.uint8, encoding=tfds.features.Encoding.ZLIB
+            ),
             "file": tfds.features.Tensor(shape=(None,), dtype=np.uint8),
             "suffix": tfds.features.Text(),
             "scheme": tfds.features.Text(),

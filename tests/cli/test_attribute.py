@@ -432,14 +432,6 @@ def test_a_jpeg_file_is_answered_with_what_was_done_to_it(workplace, tmp_path, c
     assert (entry["history"], entry["attempts"]) == ("JPEG 75", 1)
 
 
-def test_pictures_of_another_size_are_taken_with_resize(workplace, tmp_path, capsys):
-    pixels = load_image(workplace.images[0], (12, 10, 1))
-    save_image(tmp_path / "large.png", np.repeat(np.repeat(pixels, 2, 0), 2, 1))
-    assert workplace.attribute(str(tmp_path / "large.png")) == 1
-    assert workplace.attribute(str(tmp_path / "large.png"), "--resize", "--observation=auto") == 0
-    assert "large.png: " in capsys.readouterr().out
-
-
 def test_noise_that_is_stated_is_not_looked_for(workplace, capsys):
     options = ["--noise=0.1", "--observation=auto"]
     assert workplace.attribute(workplace.images[0], *options) == 2
