@@ -10,7 +10,6 @@ convolutions, 64 x 64 faces. Everything fpjax needs to know of it is the `fpjax.
 
 import dataclasses
 import importlib.util
-import math
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -134,10 +133,8 @@ def main(folder: str) -> Result:
     fpjax.check_generator(generator)
     basis = fpjax.fit_basis(generator, jax.random.key(0), 5000, num_jacobians=8)
     scheme = fpjax.Scheme.create(generator, basis, KEY_LENGTH, strength=STRENGTH)
-    # The linear start is far off on so curved a network: more steps, and nothing is given up early.
-    solver = fpjax.LevenbergMarquardt(max_steps=40, hopeless_ratio=math.inf)
     scheme = fpjax.calibrate(
-        scheme, jax.random.key(1), num_start_images=8000, num_inverted_images=4, solver=solver
+        scheme, jax.random.key(1), num_start_images=8000, num_inverted_images=4
     )
     with fpjax.Registry.create(
         f"{folder}/users.db", key_length=KEY_LENGTH, scheme_id=scheme.id
@@ -150,7 +147,7 @@ def main(folder: str) -> Result:
         made = fpjax.generate(scheme, jax.random.key(2), keys)
         files = made.save(f"{folder}/pictures")
         images = np.stack([fpjax.load_image(file, generator.image_shape) for file in files])
-        found = fpjax.attribute(scheme, images, registry, false_positive_rate=1e-3, solver=solver)
+        found = fpjax.attribute(scheme, images, registry, false_positive_rate=1e-3)
     named = [verdict.user for verdict in found.verdicts or ()]
     assert made.originals is not None
     silent = scheme.latents_of(jnp.asarray(made.alpha), jnp.zeros(keys.shape, jnp.float32))

@@ -8,6 +8,7 @@ from .attribution.decision import (
 from .attribution.decision import (
     Verdict as Verdict,
 )
+from .attribution.derived_registry import DerivedRegistry as DerivedRegistry
 from .attribution.files import (
     attribute as attribute,
 )
@@ -27,6 +28,10 @@ from .errors import InputError as InputError
 from .fingerprint.basis import Basis as Basis
 from .fingerprint.basis import pca as pca
 from .fingerprint.calibration import Calibration as Calibration
+from .fingerprint.derived import DerivedKeys as DerivedKeys
+from .fingerprint.derived import SecretError as SecretError
+from .fingerprint.derived import create_secret as create_secret
+from .fingerprint.derived import read_secret as read_secret
 from .fingerprint.embed import Generated as Generated
 from .fingerprint.embed import generate as generate
 from .fingerprint.fit import fit_basis as fit_basis
@@ -36,6 +41,8 @@ from .fingerprint.keys import secret_keys as secret_keys
 from .fingerprint.scheme import Scheme as Scheme
 from .fingerprint.scheme import load_scheme as load_scheme
 from .fingerprint.scheme_files import SchemeError as SchemeError
+from .inversion.candidates import CandidateFits as CandidateFits
+from .inversion.candidates import invert_candidates as invert_candidates
 from .inversion.driver import invert as invert
 from .inversion.driver import invert_iter as invert_iter
 from .inversion.information import (

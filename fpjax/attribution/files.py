@@ -23,12 +23,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Shaped
 
 from fpjax.attribution import decision
+from fpjax.attribution.candidates import Candidates, Directory, candidates_of
 from fpjax.attribution.decision import (
     DEFAULT_FALSE_POSITIVE_RATE,
     Attribution,
     Reason,
     Verdict,
-    decide,
+    decide_among,
+    read_keys,
 )
 from fpjax.attribution.pictures import (
     COARSE_NOISE,
@@ -41,10 +43,11 @@ from fpjax.attribution.pictures import (
     stated,
     with_noise,
 )
-from fpjax.attribution.registry import Registry, RegistryError
+from fpjax.attribution.registry import RegistryError
 from fpjax.errors import InputError
 from fpjax.fingerprint.keys import level_range
 from fpjax.fingerprint.scheme import Scheme
+from fpjax.fingerprint.stored import KeySource
 from fpjax.inversion.driver import invert
 from fpjax.inversion.observation import Observation, PerImage
 from fpjax.inversion.problem import Problem
@@ -63,7 +66,7 @@ def attribute(
     scheme: Scheme,
     images: Shaped[Array | np.ndarray, "batch height width channels"]
     | Sequence[str | os.PathLike | Picture],
-    registry: Registry | None = None,
+    registry: Directory | Candidates | KeySource | None = None,
     *,
     false_positive_rate: float = DEFAULT_FALSE_POSITIVE_RATE,
     observation: Observation | Reading | None = None,
@@ -125,7 +128,7 @@ def attribute(
             false_positive_rate=false_positive_rate, observation=observation, problem=problem,
             solver=solver, memory=memory, mesh=mesh, progress=progress,
         )  # fmt: skip
-    if registry is not None and registry.scheme_id != scheme.id:
+    if isinstance(registry, Directory) and registry.scheme_id != scheme.id:
         raise RegistryError(
             f"{registry.path} belongs to scheme {registry.scheme_id}, the images are read with "
             f"{scheme.id}"
@@ -263,7 +266,7 @@ def _limit(scheme: Scheme) -> float:
 def _answer(
     scheme: Scheme,
     readings: list[_Readings],
-    registry: Registry | None,
+    registry: Directory | Candidates | KeySource | None,
     rate: float,
     solver: Solver,
     name: str,
@@ -276,18 +279,21 @@ def _answer(
     for reading in later:
         attempts[reading.rows] += 1
     if registry is not None:
-        users, keys = registry.words()
-        best: dict[int, Verdict] = {}
+        candidates, best = candidates_of(registry), {}
         for reading in readings:
-            for i, row in enumerate(map(int, reading.rows)):
-                (found,) = decide(
-                    reading.solution.take([i]), users, keys, levels=scheme.levels,
-                    max_noise_ratio=_limit(scheme), false_positive_rate=rate / int(attempts[row]),
+            for tries in np.unique(attempts[reading.rows]):
+                chosen = np.flatnonzero(attempts[reading.rows] == tries)
+                part = reading.solution.take(chosen)
+                answers = decide_among(
+                    part, candidates, levels=scheme.levels, code=scheme.code,
+                    max_noise_ratio=_limit(scheme), false_positive_rate=rate / int(tries),
                 )  # fmt: skip
-                found = _told(found, reading, i, int(attempts[row]))
-                if row not in best or found.p_value < best[row].p_value:
-                    best[row] = found
-                    solution = _put(solution, row, reading.solution.take([i]))
+                for k, (i, found) in enumerate(zip(chosen, answers, strict=True)):
+                    row = int(reading.rows[i])
+                    found = _told(found, reading, int(i), int(tries))
+                    if row not in best or found.p_value < best[row].p_value:
+                        best[row] = found
+                        solution = _put(solution, row, part.take([k]))
         verdicts = [best[row] for row in range(len(solution))]
     else:
         for reading in later:
@@ -295,7 +301,7 @@ def _answer(
                 solution = _put(solution, row, reading.solution.take([i]))
     calibration = scheme.calibration
     return Attribution(
-        solution.keys,
+        read_keys(solution, scheme.code, scheme.levels),
         solution.soft_bits,
         solution.information,
         solution.residual,

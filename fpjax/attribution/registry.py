@@ -5,8 +5,8 @@ only; SQLite gives its journals the permissions of the file. Several processes m
 once on a local file system. Network file systems whose locks don't work are no place for one.
 
 Each row has a checksum, compared when a registry is opened, so that no verdict rests on a flipped
-bit. Registries of format 1 had none: they are read as they are, and become format 2 with the first
-key that is issued or removed.
+bit. Registries of older formats lack that, or revocations: they are read as they are, and become
+the newest format with the first key that is issued, revoked or removed.
 """
 
 from __future__ import annotations
@@ -21,15 +21,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fpjax.attribution.candidates import Candidates
 from fpjax.attribution.registry_file import (
     FORMAT_VERSION,
     RegistryWarning,
     bring_up_to_date,
     check_rows,
+    check_there,
     checksum,
     connect,
+    create_private,
     format_version,
     make_tables,
+    packed_rows,
+    put_revocation,
+    read_candidates,
+    revocations,
     storage_errors,
     warn_if_open_to_others,
     width_of,
@@ -37,10 +44,12 @@ from fpjax.attribution.registry_file import (
 from fpjax.attribution.registry_names import (
     MAX_USER_LENGTH,
     RegistryError,
+    UnknownUserError,
     check_user,
     look,
-    similar_names,
+    revoked_key,
     stored_form,
+    unknown_user,
 )
 
 if TYPE_CHECKING:
@@ -57,14 +66,6 @@ __all__ = [
 ]
 
 _MAX_DRAWS = 200
-
-
-class UnknownUserError(RegistryError):
-    """A user who holds no key.
-
-    >>> issubclass(UnknownUserError, RegistryError)
-    True
-    """
 
 
 class Registry:
@@ -135,15 +136,7 @@ class Registry:
         if not scheme_id:
             raise ValueError("scheme_id is empty: a registry belongs to one scheme")
         path = Path(path)
-        try:
-            # Exclusive, and private from its first moment: no key is ever in a readable file.
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        except FileExistsError:
-            raise RegistryError(
-                f"{path} exists already: open it, or create the registry under another name"
-            ) from None
-        except OSError as error:
-            raise RegistryError(f"can't create the registry {path}: {error.strerror}") from error
+        create_private(path)
         try:
             connection = connect(path, timeout)
             try:
@@ -180,13 +173,7 @@ class Registry:
           RegistryWarning: if others than its owner may read or write the file.
         """
         path = Path(path)
-        if not path.exists():
-            raise RegistryError(f"there is no registry {path}: create one, or correct the path")
-        if path.is_file() and path.stat().st_size == 0:
-            raise RegistryError(
-                f"{path} is empty, left by a creation that was interrupted: remove it and create "
-                "the registry again"
-            )
+        check_there(path)
         connection = connect(path, timeout)
         try:
             with storage_errors(path, "open the registry", timeout):
@@ -265,19 +252,27 @@ class Registry:
             )
         return key
 
-    def key_of(self, user: str) -> np.ndarray:
+    def key_of(self, user: str, *, revoked: bool = False) -> np.ndarray:
         """The key of a user, (L,) uint8.
+
+        Args:
+          user: name.
+          revoked: give a revoked key too, to look at; nothing should be made with it.
 
         Raises:
           UnknownUserError: if the user holds none; the message names users of similar names.
+          RegistryError: if the key is revoked.
         """
         user = stored_form(user)
         with self._storage("read a key"):
             row = self._connection.execute(
-                "SELECT key FROM keys WHERE user = ?", (user,)
+                "SELECT key, number FROM keys WHERE user = ?", (user,)
             ).fetchone()
+            dates = revocations(self._connection)
         if row is None:
             raise self._unknown(user)
+        if row[1] in dates and not revoked:
+            raise revoked_key(user, self.path, dates[row[1]])
         return self._unpack(row[0])[0]
 
     def users(self) -> list[str]:
@@ -302,17 +297,48 @@ class Registry:
             rows = self._connection.execute("SELECT user, key FROM keys ORDER BY number").fetchall()
         return [user for user, _ in rows], self._as_words(b"".join(key for _, key in rows))
 
+    def candidates(self) -> Candidates:
+        """All keys as they are now, for verdicts."""
+        with self._storage("read the keys"):
+            return read_candidates(self._connection, self.path, self.key_length)
+
+    def revoked(self) -> dict[str, str]:
+        """Users whose key is revoked, and since when, as ISO 8601 in UTC."""
+        with self._storage("read the revocations"):
+            dates = revocations(self._connection)
+            rows = self._connection.execute("SELECT number, user FROM keys").fetchall()
+        return {user: dates[number] for number, user in rows if number in dates}
+
+    def revoke(self, user: str) -> None:
+        """Marks a user's key as leaked: from now on a verdict about it names nobody, and says so.
+
+        The key stays known, and new keys keep their distance. A second time changes nothing.
+
+        Raises:
+          UnknownUserError: if the user holds no key.
+        """
+        user = stored_form(user)
+        with self._transaction(f"revoke the key of {user!r}") as connection:
+            row = connection.execute("SELECT number FROM keys WHERE user = ?", (user,)).fetchone()
+            if row is None:
+                raise self._unknown(user)
+            put_revocation(connection, row[0])
+
     def remove(self, user: str) -> None:
         """Forgets a user and overwrites the key in the file.
 
         Images that carry the key can't be attributed any more, and new keys keep no distance from
-        it.
+        it; see `revoke`.
 
         Raises:
           UnknownUserError: if the user holds no key.
         """
         user = stored_form(user)
         with self._transaction(f"remove {user!r}") as connection:
+            connection.execute(
+                "DELETE FROM revocations WHERE number = (SELECT number FROM keys WHERE user = ?)",
+                (user,),
+            )
             if not connection.execute("DELETE FROM keys WHERE user = ?", (user,)).rowcount:
                 raise self._unknown(user)
             connection.execute("UPDATE settings SET removals = removals + 1")
@@ -409,22 +435,15 @@ class Registry:
             raise ValueError("key holds other values than the bits 0 and 1")
         return key.astype(np.uint8)
 
-    def _rows(self, packed: bytes) -> np.ndarray:
-        width = width_of(self.key_length)
-        if len(packed) % width:
-            raise RegistryError(f"{self.path} is damaged: it holds keys that aren't {width} bytes")
-        return np.frombuffer(packed, np.uint8).reshape(-1, width)
-
     def _unpack(self, packed: bytes) -> np.ndarray:
-        return np.unpackbits(self._rows(packed), axis=1, count=self.key_length)
+        rows = packed_rows(self.path, packed, self.key_length)
+        return np.unpackbits(rows, axis=1, count=self.key_length)
 
     def _as_words(self, packed: bytes) -> np.ndarray:
         # The file's bytes are packed bits already.
-        rows = self._rows(packed)
+        rows = packed_rows(self.path, packed, self.key_length)
         padded = np.pad(rows, ((0, 0), (0, -rows.shape[1] % 8)))
         return np.ascontiguousarray(padded).view(np.uint64)
 
     def _unknown(self, user: str) -> UnknownUserError:
-        close = similar_names(user, self.users())
-        hint = f"; the closest names are {', '.join(map(repr, close))}" if close else ""
-        return UnknownUserError(f"{user!r} holds no key in {self.path}{hint}")
+        return unknown_user(user, self.path, self.users())

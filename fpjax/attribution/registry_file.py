@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import os
 import sqlite3
@@ -11,10 +12,17 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from fpjax.attribution.registry_names import RegistryError, look
+import numpy as np
 
-FORMAT_VERSION = 2
-_APPLICATION_ID = int.from_bytes(b"fpjx", "big")
+from fpjax.attribution.candidates import Candidates
+from fpjax.attribution.registry_names import RegistryError, look
+from fpjax.fingerprint.packed import from_packbits
+from fpjax.fingerprint.stored import StoredKeys
+
+FORMAT_VERSION = 3
+APPLICATION_ID = int.from_bytes(b"fpjx", "big")
+DERIVED_APPLICATION_ID = int.from_bytes(b"fpjd", "big")
+"""Of registries whose keys are derived from a secret and not in the file."""
 # AUTOINCREMENT: numbers are never used twice, so "all keys after this number" finds every new one.
 _SCHEMA = """
 CREATE TABLE settings (
@@ -31,12 +39,14 @@ CREATE TABLE keys (
   look TEXT
 );
 CREATE INDEX looks ON keys (look);
+CREATE TABLE revocations (number INTEGER PRIMARY KEY, at TEXT NOT NULL);
 """
 _TO_FORMAT_2 = """
 ALTER TABLE keys ADD COLUMN checksum BLOB;
 ALTER TABLE keys ADD COLUMN look TEXT;
 CREATE INDEX looks ON keys (look);
 """
+_TO_FORMAT_3 = "CREATE TABLE revocations (number INTEGER PRIMARY KEY, at TEXT NOT NULL)"
 
 
 class RegistryWarning(UserWarning):
@@ -45,46 +55,79 @@ class RegistryWarning(UserWarning):
 
 def make_tables(connection: sqlite3.Connection, width: int) -> None:
     """Begins a transaction and makes an empty registry in it, for keys of `width` bytes."""
+    begin_file(connection, APPLICATION_ID, FORMAT_VERSION, _SCHEMA.format(width=width))
+
+
+def begin_file(connection: sqlite3.Connection, application: int, version: int, schema: str) -> None:
+    """Begins a transaction and makes a file's tables in it."""
     connection.execute("BEGIN IMMEDIATE")
-    connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-    connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
-    for statement in _SCHEMA.format(width=width).split(";"):
+    connection.execute(f"PRAGMA application_id = {application}")
+    connection.execute(f"PRAGMA user_version = {version}")
+    for statement in schema.split(";"):
         connection.execute(statement)
 
 
-def format_version(connection: sqlite3.Connection, path: Path) -> int:
+def format_version(
+    connection: sqlite3.Connection,
+    path: Path,
+    application: int = APPLICATION_ID,
+    newest: int = FORMAT_VERSION,
+) -> int:
     """The version of a registry's file; RegistryError if it is none, or a newer one."""
-    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    found = connection.execute("PRAGMA application_id").fetchone()[0]
     version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if application != _APPLICATION_ID:
-        raise RegistryError(f"{path} is a database, but not a registry of keys")
-    if version > FORMAT_VERSION:
+    if found != application and found == DERIVED_APPLICATION_ID:
         raise RegistryError(
-            f"{path} has format version {version}, and this fpjax reads up to {FORMAT_VERSION}: "
+            f"{path} is a registry of keys derived from a secret: name the secret's file too "
+            "(--secret)"
+        )
+    if found != application and found == APPLICATION_ID:
+        raise RegistryError(f"{path} keeps its keys itself: leave the secret out")
+    if found != application:
+        raise RegistryError(f"{path} is a database, but not a registry of keys")
+    if version > newest:
+        raise RegistryError(
+            f"{path} has format version {version}, and this fpjax reads up to {newest}: "
             "upgrade fpjax"
         )
     return version
 
 
 def bring_up_to_date(connection: sqlite3.Connection, path: Path) -> None:
-    """Gives a registry of format 1 its checksums, within the transaction that is open."""
-    if format_version(connection, path) == FORMAT_VERSION:
+    """Gives an older registry what it lacks, within the transaction that is open."""
+    version = format_version(connection, path)
+    if version == FORMAT_VERSION:
         return
-    for statement in _TO_FORMAT_2.split(";"):
-        connection.execute(statement)
-    rows = connection.execute("SELECT number, user, key FROM keys").fetchall()
-    connection.executemany(
-        "UPDATE keys SET checksum = ?, look = ? WHERE number = ?",
-        ((checksum(user, key), look(user), number) for number, user, key in rows),
-    )
+    if version < 2:
+        for statement in _TO_FORMAT_2.split(";"):
+            connection.execute(statement)
+        rows = connection.execute("SELECT number, user, key FROM keys").fetchall()
+        connection.executemany(
+            "UPDATE keys SET checksum = ?, look = ? WHERE number = ?",
+            ((checksum(user, key), look(user), number) for number, user, key in rows),
+        )
+    connection.execute(_TO_FORMAT_3)
     connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
+
+
+def revocations(connection: sqlite3.Connection) -> dict[int, str]:
+    """When keys were revoked, by their number in the file; none before format 3."""
+    if connection.execute("PRAGMA user_version").fetchone()[0] < 3:
+        return {}
+    return dict(connection.execute("SELECT number, at FROM revocations").fetchall())
+
+
+def put_revocation(connection: sqlite3.Connection, number: int) -> None:
+    """Marks a key as revoked from now on; the first time counts."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    connection.execute("INSERT OR IGNORE INTO revocations VALUES (?, ?)", (number, now))
 
 
 def check_rows(connection: sqlite3.Connection, path: Path, version: int) -> None:
     """RegistryError if the file's structure or a row's checksum is wrong."""
     if connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
         raise RegistryError(f"{path} is damaged: restore it from a copy")
-    if version < FORMAT_VERSION:
+    if version < 2:
         return
     rows = connection.execute("SELECT number, user, key, checksum FROM keys")
     wrong = [
@@ -120,6 +163,53 @@ def warn_if_open_to_others(path: Path) -> None:
 def width_of(key_length: int) -> int:
     """Bytes of a key of so many bits."""
     return -(-key_length // 8)
+
+
+def create_private(path: Path) -> None:
+    """Makes an empty file of mode 0600: no key is ever in a readable file.
+
+    Raises:
+      RegistryError: if it exists or can't be made.
+    """
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    except FileExistsError:
+        raise RegistryError(
+            f"{path} exists already: open it, or create the registry under another name"
+        ) from None
+    except OSError as error:
+        raise RegistryError(f"can't create the registry {path}: {error.strerror}") from error
+
+
+def check_there(path: Path) -> None:
+    """RegistryError if there is no file, or an empty one."""
+    if not path.exists():
+        raise RegistryError(f"there is no registry {path}: create one, or correct the path")
+    if path.is_file() and path.stat().st_size == 0:
+        raise RegistryError(
+            f"{path} is empty, left by a creation that was interrupted: remove it and create "
+            "the registry again"
+        )
+
+
+def packed_rows(path: Path, packed: bytes, key_length: int) -> np.ndarray:
+    """Keys as the file has them, (N, bytes) uint8; RegistryError if they are of another size."""
+    width = width_of(key_length)
+    if len(packed) % width:
+        raise RegistryError(f"{path} is damaged: it holds keys that aren't {width} bytes")
+    return np.frombuffer(packed, np.uint8).reshape(-1, width)
+
+
+def read_candidates(connection: sqlite3.Connection, path: Path, key_length: int) -> Candidates:
+    """All keys, who holds them, and which are revoked."""
+    rows = connection.execute("SELECT number, user, key FROM keys ORDER BY number").fetchall()
+    dates = revocations(connection)
+    users = [user for _, user, _ in rows]
+    if not rows:
+        return Candidates(None, users.__getitem__)
+    packed = from_packbits(packed_rows(path, b"".join(key for _, _, key in rows), key_length))
+    revoked = {place: dates[row[0]] for place, row in enumerate(rows) if row[0] in dates}
+    return Candidates(StoredKeys(packed, key_length), users.__getitem__, revoked)
 
 
 def connect(path: Path, timeout: float) -> sqlite3.Connection:

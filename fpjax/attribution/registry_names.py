@@ -49,6 +49,28 @@ class RegistryError(FpjaxError):
     """
 
 
+class UnknownUserError(RegistryError):
+    """A user who holds no key.
+
+    >>> issubclass(UnknownUserError, RegistryError)
+    True
+    """
+
+
+def unknown_user(user: str, path: object, names: list[str]) -> UnknownUserError:
+    """That nobody of this name holds a key there, and who has a similar one."""
+    close = similar_names(user, names)
+    hint = f"; the closest names are {', '.join(map(repr, close))}" if close else ""
+    return UnknownUserError(f"{user!r} holds no key in {path}{hint}")
+
+
+def revoked_key(user: str, path: object, at: str) -> RegistryError:
+    """That nothing is made with this user's key any more."""
+    return RegistryError(
+        f"the key of {user!r} in {path} is revoked since {at}: issue a new one under another name"
+    )
+
+
 def check_user(user: str) -> str:
     """A user's name as it is stored: NFC, no spaces around it.
 

@@ -43,7 +43,7 @@ from fpjax.fingerprint.energy import (
 from fpjax.fingerprint.packed import num_words, pack_keys, unpack_keys
 from fpjax.fingerprint.stored import KeySource, StoredKeys, as_uint64
 
-__all__ = ["KeySource", "Ranking", "StoredKeys", "search_matching", "search_soft"]
+__all__ = ["KeySource", "Ranking", "StoredKeys", "keys_of", "search_matching", "search_soft"]
 
 _STEP = 8
 """Numbers of linear forms that are tried are multiples of it: each is compiled anew."""
@@ -176,7 +176,7 @@ def search_soft(
     best = BestKeys(count, num_best, revoked, total)
     slack = rounding_slack(quadratic)
     for image, indices in enumerate(near.indices):
-        found = _key_bits(source, indices)
+        found = keys_of(source, indices)
         best.merge(image, energies(_one(quadratic, image), found)[0], indices)
     bound = _choose_bound(source, quadratic, best.limits())
     grouped = _grouped(bound.forms)
@@ -203,8 +203,12 @@ def _one(quadratic: Quadratic, image: int) -> Quadratic:
     return Quadratic(*(part[image : image + 1] for part in quadratic))
 
 
-def _key_bits(source: KeySource, indices: np.ndarray) -> np.ndarray:
-    """Bits (len(indices), L) of single keys."""
+def keys_of(source: KeySource, indices: np.ndarray) -> np.ndarray:
+    """Bits (len(indices), L) uint8 of single keys of a source.
+
+    >>> keys_of(StoredKeys.from_bits(np.array([[0, 1], [1, 1]])), np.array([1])).tolist()
+    [[1, 1]]
+    """
     found = np.empty((len(indices), num_words(source.key_length)), np.uint32)
     for group in np.unique(indices // GROUP):
         mine = indices // GROUP == group

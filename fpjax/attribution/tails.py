@@ -204,6 +204,25 @@ class SoftTails:
         found -= math.log(self.num_samples + 1)
         return np.clip(found, -bits.shape[-1] * math.log(2), 0.0) / _LN10
 
+    def information_density(self, bits: np.ndarray) -> np.ndarray:
+        """Bits that the image says for each key: log2 of p(image | key) / p(image).
+
+        p(image) is the mean over uniform keys, estimated from the weighted sample. The tail of the
+        soft score at a key is never above 2^-density (Markov's inequality), which is what
+        random-coding bounds rest on.
+
+        Args:
+          bits: (N, L) keys, or (B, N, L) others for each image.
+
+        Returns:
+          (B, N) float64.
+        """
+        scores = energies(self.quadratic, bits)
+        for image, sample in enumerate(self._samples):
+            evidence = np.logaddexp.reduce(sample.log_weights - sample.energies)
+            scores[image] = -scores[image] - (evidence - math.log(self.num_samples))
+        return scores / math.log(2)
+
     def at(self, scores, *, confidence: float = 0.99) -> TailEstimate:
         """Estimates of P(E(k) <= score) over uniform keys, for scores without their keys.
 

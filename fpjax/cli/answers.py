@@ -29,6 +29,7 @@ _NAMES = {
     "solver": "solver",
     "false_positive_rate": "false-positive rate",
     "num_users": "number of registered users",
+    "num_revoked": "number of revoked keys",
 }
 
 

@@ -82,6 +82,7 @@ def answer(verdict, inversion: str) -> dict[str, Any]:
         "status": "attributed" if verdict.user is not None else "not attributed",
         "user": verdict.user,
         "reason": str(verdict.reason),
+        **({"revoked_user": verdict.nearest_user} if _is_revoked(verdict) else {}),
         "matching_bits": verdict.matching_bits,
         "key_length": verdict.key_length,
         "p_value": _number(verdict.p_value),
@@ -105,7 +106,13 @@ def sentence(verdict, notes: tuple[str, ...] = ()) -> str:
     if verdict.user is not None:
         how = _how(verdict)
         return f"{common.shown(verdict.user)} ({', '.join([*how, *evidence])})"
+    if _is_revoked(verdict):
+        evidence.insert(0, f"that of {common.shown(verdict.nearest_user)}")
     return f"not attributed: {verdict.reason} ({', '.join(evidence)})"
+
+
+def _is_revoked(verdict) -> bool:
+    return verdict.reason.name == "REVOKED"
 
 
 def _how(verdict) -> list[str]:
@@ -130,7 +137,6 @@ def main(args: argparse.Namespace) -> int:
 
     import fpjax
     from fpjax.attribution.files import attribute
-    from fpjax.attribution.registry import Registry
     from fpjax.inversion.observation import Gaussian, Rounded8Bit
     from fpjax.inversion.solvers.levenberg_marquardt import LevenbergMarquardt
     from fpjax.progress import Display
@@ -141,7 +147,8 @@ def main(args: argparse.Namespace) -> int:
     if args.noise is not None:
         observation = Gaussian(args.noise)
     solver = LevenbergMarquardt()
-    with Registry.open(args.registry, scheme_id=scheme.id) as registry:
+    with common.open_registry(args, scheme.id) as registry:
+        num_revoked = len(registry.revoked())
         answers.begin(
             {
                 "version": fpjax.__version__,
@@ -153,6 +160,7 @@ def main(args: argparse.Namespace) -> int:
                 "solver": solver.name,
                 "false_positive_rate": args.false_positive_rate,
                 "num_users": len(registry),
+                **({"num_revoked": num_revoked} if num_revoked else {}),
             }
         )
         pending = [image for image in images if not answers.settled(image)]

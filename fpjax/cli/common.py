@@ -151,13 +151,26 @@ def add_scheme_flags(parser: Parser) -> None:
 
 
 def add_registry_flag(parser: Parser) -> None:
-    """`--registry`."""
+    """`--registry` and `--secret`."""
     parser.flags.add_argument(
         "--registry",
         metavar="FILE",
         default=DEFAULT_REGISTRY,
         help="File that says who holds which key. Default: %(default)s.",
     )
+    parser.flags.add_argument(
+        "--secret",
+        metavar="FILE",
+        help="File of the secret that the registry's keys are derived from, 32 bytes of mode 0600; "
+        "without it, keys are in the registry.",
+    )
+
+
+def open_registry(args: argparse.Namespace, scheme_id: str | None = None):
+    """The registry that the flags name, of either kind."""
+    from fpjax.attribution.derived_registry import open_registry
+
+    return open_registry(args.registry, args.secret, scheme_id=scheme_id)
 
 
 def add_quiet_flag(parser: Parser) -> None:

@@ -65,7 +65,7 @@ def add_arguments(parser: common.Parser) -> None:
     flags.add_argument(
         "--noise",
         metavar="STD,...",
-        type=several(_noise),
+        type=several(noise_level),
         default=[0.0, 0.02, 0.05],
         help="Standard deviations of noise in the file, images in [-1, 1]; 0 is rounding to 8 bits "
         "alone. Default: 0,0.02,0.05.",
@@ -134,7 +134,12 @@ def _shift(text: str) -> int | None:
     return None if text == _LAST else common.whole(0)(text)
 
 
-def _noise(text: str) -> float:
+def noise_level(text: str) -> float:
+    """A kind of flag: standard deviations of noise, images in [-1, 1].
+
+    >>> noise_level("0.05")
+    0.05
+    """
     value = float(text)
     if not 0 <= value <= 2:
         raise argparse.ArgumentTypeError(f"{text}: expected 0 to 2")

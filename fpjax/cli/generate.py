@@ -80,14 +80,13 @@ def main(args: argparse.Namespace) -> int:
     import jax
     import numpy as np
 
-    from fpjax.attribution.registry import Registry
     from fpjax.fingerprint.embed import generate
     from fpjax.io.images import save_image
     from fpjax.progress import Display
 
     common.use_compilation_cache()
     scheme = common.open_scheme(args)
-    with Registry.open(args.registry, scheme_id=scheme.id) as registry:
+    with common.open_registry(args, scheme.id) as registry:
         key = registry.key_of(args.name)
     out.mkdir(parents=True, exist_ok=True)
     asked = {"scheme": scheme.id, "user": args.name, "seed": seed, "alpha": args.alpha}

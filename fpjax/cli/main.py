@@ -17,6 +17,7 @@ import fpjax
 from fpjax.cli import (
     attribute,
     basis,
+    capacity,
     demo,
     design,
     generate,
@@ -25,6 +26,7 @@ from fpjax.cli import (
     scheme_create,
     user_add,
     user_list,
+    user_revoke,
 )
 from fpjax.cli.common import (
     EXIT_FAILED,
@@ -43,12 +45,14 @@ COMMANDS = {
     "scheme create": (scheme_create, "make and calibrate a scheme for a generator"),
     "user add": (user_add, "register users and issue their keys"),
     "user list": (user_list, "show who is registered"),
+    "user revoke": (user_revoke, "mark keys that leaked"),
     "generate": (generate, "make images that carry a user's key"),
     "model issue": (model_issue, "write a copy of the generator that carries a user's key"),
     "attribute": (attribute, "say who made each image file"),
     "basis": (basis, "show directions of a generator's latents"),
     "design": (design, "predict what directions, strength and key length give"),
     "robustness": (robustness, "attack pictures, and say how many makers are still found"),
+    "capacity": (capacity, "measure and predict how many users a scheme tells apart"),
 }
 _SIGNALS = ("SIGTERM", "SIGHUP")
 

@@ -45,7 +45,6 @@ def main(args: argparse.Namespace) -> int:
         raise common.CommandError(f"{out} exists already: choose another --out")
     common.check_folder("--out", out)
 
-    from fpjax.attribution.registry import Registry
     from fpjax.fingerprint.issued import issue_model
     from fpjax.models.stylegan2_generator import StyleGAN2Generator
 
@@ -57,7 +56,7 @@ def main(args: argparse.Namespace) -> int:
             "written with a key in their weights; fpjax.fingerprint.issued.issue_model wraps it "
             "in Python"
         )
-    with Registry.open(args.registry, scheme_id=scheme.id) as registry:
+    with common.open_registry(args, scheme.id) as registry:
         key = registry.key_of(args.name)
     copy = issue_model(scheme, key)
     assert isinstance(copy, StyleGAN2Generator)

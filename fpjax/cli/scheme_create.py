@@ -33,8 +33,14 @@ def add_arguments(parser: common.Parser) -> None:
         "--key_length",
         metavar="BITS",
         type=common.whole(1),
-        default=64,
-        help="Bits of a key. Default: %(default)s.",
+        help="Bits of a key. Default: 64, or what the code carries.",
+    )
+    flags.add_argument(
+        "--code",
+        metavar="CODE",
+        help="How keys become symbols, one a direction: bch-SYMBOLS-BITS such as bch-63-45, or "
+        "repetition-BITS-REPEATS such as repetition-16-4, each with a secret mask. By default each "
+        "bit is a symbol.",
     )
     flags.add_argument(
         "--shift",
@@ -62,6 +68,12 @@ def add_arguments(parser: common.Parser) -> None:
         action="store_true",
         help="Keep directions along which natural images vary less than the rounding of an 8-bit "
         "file. By default the image metric leaves them out: they only cost time.",
+    )
+    flags.add_argument(
+        "--rotate",
+        action="store_true",
+        help="Turn the fingerprint directions by a secret random rotation among themselves: who "
+        "has the generator can fit directions again, but does not know those of single bits.",
     )
     flags.add_argument(
         "--noise",
@@ -100,6 +112,7 @@ def main(args: argparse.Namespace) -> int:
     if os.path.lexists(args.out):
         raise common.UsageError(f"{args.out} exists already: choose another name or remove it")
     common.check_folder("--out", args.out)
+    _check_code(args)
     draft = _Draft(args)
 
     import jax
@@ -132,7 +145,9 @@ def main(args: argparse.Namespace) -> int:
                 args.shift,
                 args.strength,
                 args.levels,
+                args.code,
                 keep_all=args.keep_all,
+                rotate=args.rotate,
             )
             draft.begin()
             scheme.save(draft.scheme)
@@ -156,9 +171,10 @@ def main(args: argparse.Namespace) -> int:
     calibration = calibrated.calibration
     assert calibration is not None
     print(f"wrote {common.shown(args.out)}: scheme {scheme.id[:12]} for {generator.name}")
+    coded = f" as {scheme.num_symbols} symbols" if scheme.code is not None else ""
     print(
-        f"{scheme.key_length}-bit keys on directions {scheme.shift} to "
-        f"{scheme.shift + scheme.key_length - 1} of {len(scheme.basis)}, strength "
+        f"{scheme.key_length}-bit keys{coded} on directions {scheme.shift} to "
+        f"{scheme.shift + scheme.num_symbols - 1} of {len(scheme.basis)}, strength "
         f"{float(scheme.strength):.3g}"
     )
     print(
@@ -167,6 +183,22 @@ def main(args: argparse.Namespace) -> int:
         f"{calibration.max_noise_ratio:.2f} counts as explained"
     )
     return common.EXIT_OK
+
+
+def _check_code(args: argparse.Namespace) -> None:
+    """Refuses a code that there is not before directions are fitted."""
+    if args.code is None:
+        return
+    from fpjax.fingerprint.codes import code_named
+
+    try:
+        code = code_named(args.code)
+    except ValueError as error:
+        raise common.UsageError(str(error)) from None
+    if code is not None and args.key_length not in (None, code.payload_bits):
+        raise common.UsageError(
+            f"--key_length {args.key_length}: {args.code} carries {code.payload_bits} bits"
+        )
 
 
 def _with_noise(generator, noise: str | None):

@@ -1,6 +1,8 @@
-"""Shows who is registered.
+"""Shows who is registered, and whose key is revoked.
 
-fpjax user list [--registry FILE] [--keys]
+fpjax user list [--registry FILE] [--secret FILE] [--keys]
+
+Of a registry of derived keys, users who have a name, and how many there are.
 """
 
 from __future__ import annotations
@@ -21,11 +23,18 @@ def add_arguments(parser: common.Parser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Runs the command."""
-    from fpjax.attribution.registry import Registry
     from fpjax.fingerprint.keys import to_hex
 
-    with Registry.open(args.registry) as registry:
-        users, keys = registry.keys()
-    for user, key in zip(users, keys, strict=True):
-        print(f"{common.shown(user)}  {to_hex(key)}" if args.keys else common.shown(user))
+    with common.open_registry(args) as registry:
+        users, revoked = registry.users(), registry.revoked()
+        numbers = [user for user in revoked if user not in set(users)]
+        for user in [*users, *numbers]:
+            parts = [common.shown(user)]
+            if args.keys:
+                parts.append(to_hex(registry.key_of(user, revoked=True)))
+            if user in revoked:
+                parts.append(f"revoked since {revoked[user]}")
+            print("  ".join(parts))
+        if args.secret is not None:
+            common.say(f"{len(registry)} users, of whom {len(users)} have a name")
     return common.EXIT_OK

@@ -31,7 +31,8 @@ class Basis:
       mean: (D,) float32.
       directions: (K, D) float32 rows, by descending natural standard deviation; each row's entry of
         largest magnitude is positive, so that a basis does not depend on the linear algebra
-        library. Orthonormal in the latent metric, of unit image effect in the image metric.
+        library. Orthonormal in the latent metric, of unit image effect in the image metric. A
+        secret rotation of some of them (`rotation.py`) keeps that, but not order and sign.
       dual: (K, D) float32; `dual @ directions.T` is the identity. Equal to `directions` where they
         are orthonormal.
       std: (K,) float32 natural standard deviations of the coordinates. In the image metric a

@@ -306,6 +306,39 @@ def code_from_json(values: dict[str, Any]) -> Code:
     return _CODES[name](**values)
 
 
+def code_named(name: str, *, masked: bool = True) -> Code | None:
+    """The code of a short name: "independent" (None), "bch-N-K", or "repetition-K-R".
+
+    N symbols carry K bits; R symbols repeat each of K bits.
+
+    Args:
+      name: the name.
+      masked: draw a secret mask from the operating system, so that rates of false positives are
+        exact; without, the words are those of publications.
+
+    Raises:
+      ValueError: for a name of another form, or a code that there is not.
+
+    >>> code_named("bch-63-45").num_symbols, code_named("repetition-16-4", masked=False)
+    (63, Repetition(length=16, repeats=4, mask=''))
+    """
+    kind, *numbers = name.split("-")
+    if name == IndependentBits.name:
+        return None
+    if kind not in ("bch", "repetition") or len(numbers) != 2 or not all(map(_is_count, numbers)):
+        raise ValueError(
+            f"code {name!r}: expected 'independent', 'bch-SYMBOLS-BITS' such as bch-63-45, or "
+            "'repetition-BITS-REPEATS' such as repetition-16-4"
+        )
+    first, second = map(int, numbers)
+    made = BCH(first, second) if kind == "bch" else Repetition(first, second)
+    return dataclasses.replace(made, mask=secret_mask(made.num_symbols)) if masked else made
+
+
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdigit() and 0 < len(text) < 6
+
+
 def _decode(code: Code, generator, information, linear, levels: Levels, mask: np.ndarray):
     quadratic = _check_information(code, information, linear, levels)
     # A mask changes signs of symbols, and so of the information about the word below it.

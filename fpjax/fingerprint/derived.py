@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fpjax.errors import FpjaxError
 from fpjax.fingerprint.packed import num_words, unpack_keys
 
 SECRET_BYTES = 32
@@ -32,8 +33,12 @@ _CONSTANTS = (0x61707865, 0x3320646E, 0x79622D32, 0x6B206574)  # "expand 32-byte
 _NONCE_TAG = int.from_bytes(b"fpjx", "little")
 
 
-class SecretError(ValueError):
-    """A secret, or its file, that can't be used; the message is one line."""
+class SecretError(FpjaxError, ValueError):
+    """A secret, or its file, that can't be used; the message is one line.
+
+    >>> issubclass(SecretError, ValueError)
+    True
+    """
 
 
 def chacha20_block(key: jax.Array, counters: jax.Array, nonce: jax.Array) -> jax.Array:
@@ -289,6 +294,10 @@ def read_secret(path: str | os.PathLike) -> bytes:
     Raises:
       SecretError: if the file is missing, is no plain file, is readable by others, or is not of 32
         bytes.
+
+    >>> read_secret("/nowhere/secret")
+    Traceback (most recent call last):
+    fpjax.fingerprint.derived.SecretError: can't read the secret /nowhere/secret: No such file ...
     """
     path = Path(path)
     try:

@@ -15,7 +15,7 @@ from jaxtyping import Float, PRNGKeyArray, Shaped, UInt8
 
 from fpjax.errors import InputError
 from fpjax.fingerprint.decode import decode_images
-from fpjax.fingerprint.keys import check_keys, to_symbols
+from fpjax.fingerprint.keys import check_keys
 from fpjax.fingerprint.scheme import Scheme
 from fpjax.io.images import save_image, to_uint8
 
@@ -33,7 +33,7 @@ class Generated:
       originals: (B, H, W, C) uint8 of the same natural latents without the key; None for sampled
         alpha, which has no original.
       alpha: (B, K - L) float32.
-      keys: (B, L) uint8.
+      keys: (B, key_length) uint8.
 
     >>> import fpjax
     >>> from fpjax.models.linear import linear_generator
@@ -95,14 +95,13 @@ def _latents_of(scheme: Scheme, alpha: Array, symbols: Array) -> Array:
 
 
 def embed(scheme: Scheme, alpha, keys) -> Float[np.ndarray, "batch ..."]:
-    """Latents (B, *latent_shape) of alpha (B, K - L) and keys (B, L); see `Scheme.embed`."""
-    keys = check_keys(keys, scheme.key_length)
+    """Latents (B, *latent_shape) of alpha (B, K - L) and keys; see `Scheme.embed`."""
+    symbols = scheme.symbols_of(keys)
     alpha = np.asarray(jax.device_get(alpha), np.float32)
-    if alpha.shape != (len(keys), scheme.num_alpha):
+    if alpha.shape != (len(symbols), scheme.num_alpha):
         raise InputError(
-            f"alpha has shape {alpha.shape}: expected ({len(keys)}, {scheme.num_alpha})"
+            f"alpha has shape {alpha.shape}: expected ({len(symbols)}, {scheme.num_alpha})"
         )
-    symbols = to_symbols(keys, scheme.levels)
     operands = jax.device_put((scheme.without_calibration(), alpha, symbols))
     return np.asarray(jax.device_get(_latents_of(*operands)))
 
@@ -125,7 +124,7 @@ def generate(
     Args:
       scheme: where keys are written.
       key: PRNG key of the latents.
-      keys: (B, L) bits.
+      keys: (B, key_length) bits.
       alpha: "projected" takes a natural latent's coordinates, so that the image stays what the
         generator would have made; "sampled" draws N(0, std^2), as the published code does.
 
@@ -133,7 +132,7 @@ def generate(
       The `Generated` images.
 
     Raises:
-      InputError: if the keys are not (B, L) bits.
+      InputError: if the keys are not (B, key_length) bits.
 
     >>> import fpjax
     >>> scheme = fpjax.load_scheme("avatars-stylegan2")

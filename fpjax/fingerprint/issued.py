@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fpjax.errors import InputError
-from fpjax.fingerprint.keys import check_keys, to_symbols
+from fpjax.fingerprint.keys import check_keys
 from fpjax.fingerprint.scheme import Scheme
 from fpjax.models.generator import Generator
 from fpjax.models.stylegan2_generator import StyleGAN2Generator
@@ -52,10 +52,10 @@ def issue_model(scheme: Scheme, key: ArrayLike) -> Generator:
 
     Args:
       scheme: of the generator.
-      key: (L,) bits.
+      key: (key_length,) bits.
 
     Raises:
-      InputError: if the key is not one of L bits.
+      InputError: if the key is not one of `key_length` bits.
 
     >>> import fpjax
     >>> scheme = fpjax.load_scheme("avatars-stylegan2")
@@ -66,7 +66,7 @@ def issue_model(scheme: Scheme, key: ArrayLike) -> Generator:
     keys = check_keys(key, scheme.key_length)
     if len(keys) != 1:
         raise InputError(f"{len(keys)} keys: a copy carries one")
-    symbols = to_symbols(keys[0], scheme.levels).astype(np.float64)
+    symbols = scheme.symbols_of(keys)[0].astype(np.float64)
     rows = _Rows.of(scheme)
     offset = rows.mean - (rows.mean @ rows.dual_u.T) @ rows.u
     offset = offset + float(scheme.strength) * (symbols @ rows.v)

@@ -41,6 +41,23 @@ def pack_keys(bits: np.ndarray) -> np.ndarray:
     return packed.view("<u4").astype(np.uint32, copy=False)
 
 
+def from_packbits(octets: np.ndarray) -> np.ndarray:
+    """Keys as `np.packbits` writes them, (N, bytes) uint8, to words (N, W) uint32.
+
+    >>> from_packbits(np.packbits([[1, 0, 1]], axis=1)).tolist()
+    [[5]]
+    """
+    turned = _REVERSED[octets]
+    turned = np.ascontiguousarray(np.pad(turned, ((0, 0), (0, -turned.shape[1] % 4))))
+    return turned.view("<u4").astype(np.uint32, copy=False)
+
+
+_REVERSED = np.packbits(
+    np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), axis=1
+)[:, 0]
+"""Each byte with its bits in reverse order."""
+
+
 def unpack_keys(words: np.ndarray, key_length: int) -> np.ndarray:
     """The inverse of `pack_keys`: words (..., W) uint32 to bits (..., L) uint8.
 

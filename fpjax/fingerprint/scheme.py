@@ -23,7 +23,9 @@ from jaxtyping import Float
 from fpjax.errors import InputError
 from fpjax.fingerprint.basis import Basis
 from fpjax.fingerprint.calibration import Calibration
+from fpjax.fingerprint.codes import Code, IndependentBits, code_named
 from fpjax.fingerprint.keys import Levels, check_keys, to_symbols
+from fpjax.fingerprint.rotation import rotated, secret_rotation
 from fpjax.fingerprint.scheme_files import open_scheme, save_scheme
 from fpjax.models.checkpoint import canonical_json
 from fpjax.models.generator import Generator, static
@@ -45,10 +47,11 @@ class Scheme:
       basis: directions of its latents that are in use; latents keep the mean along all others.
       strength: sigma, the size of the shift: along each fingerprint direction the latent moves by
         `strength * symbol`.
-      key_length: bits L of a key.
-      shift: index of the first fingerprint direction; V = directions[shift : shift + L].
-      levels: "binary" writes bits as {0, 1}, "antipodal" as {-1, +1}.
-      code: how a user's identity becomes bits; "independent" means random bits.
+      key_length: bits of a user's key.
+      shift: index of the first fingerprint direction; V = directions[shift : shift + L], L being
+        `num_symbols`.
+      levels: "binary" writes symbols as {0, 1}, "antipodal" as {-1, +1}.
+      code: turns a key's bits into L symbols; None writes each bit as a symbol of its own.
       calibration: what was learned about the scheme, or None.
 
     >>> import fpjax
@@ -66,7 +69,7 @@ class Scheme:
     key_length: int = static()
     shift: int = static()
     levels: Levels = static(default="antipodal")
-    code: str = static(default="independent")
+    code: Code | None = static(default=None)
     calibration: Calibration | None = static(default=None)
 
     @classmethod
@@ -74,40 +77,45 @@ class Scheme:
         cls,
         generator: Generator,
         basis: Basis,
-        key_length: int = 64,
+        key_length: int | None = None,
         shift: int | None = None,
         strength: float | None = None,
         levels: Levels = "antipodal",
-        code: str = "independent",
+        code: Code | str | None = None,
         *,
         keep_all: bool = False,
+        rotate: bool = False,
     ) -> Scheme:
         """Makes a scheme; by default the key takes the last directions of the basis.
 
         Args:
           generator: what makes the images.
           basis: directions of its latents.
-          key_length: bits of a key.
+          key_length: bits of a user's key; by default 64, or what the code carries.
           shift: index of the first fingerprint direction.
           strength: sigma; by default 1 in the latent metric, as published. In the image metric a
             symbol then changes the image by `strength` (root of the summed squares), and the
             default is what gives about 40 dB of PSNR between original and fingerprinted.
           levels: "antipodal" or "binary" (published).
-          code: "independent".
+          code: None for a symbol a bit; a `Code`; or a name as `code_named` takes it, such as
+            "bch-63-45", which draws the secret mask of a new scheme.
           keep_all: keep directions along which natural images hardly vary. By default, in the image
             metric, as many of the last ones are left out as change natural images by no more than
             `LEFT_OUT_PSNR` in all: each costs the inversion time, and embedding sets them to their
             mean.
+          rotate: turn the fingerprint directions by a secret random rotation among themselves, so
+            that who fits the basis again knows their span, but not the directions of symbols.
 
         Raises:
           InputError: saying what does not fit.
         """
-        length = operator.index(key_length)
+        code, key_length = _chosen_code(code, key_length)
+        length = key_length if code is None else code.num_symbols
         directions = len(basis)
         shift = directions - length if shift is None else operator.index(shift)
         if length < 1 or shift < 0 or shift + length > directions:
             raise InputError(
-                f"key length {length} at shift {shift} needs directions "
+                f"{length} symbols (key length {key_length}) at shift {shift} need directions "
                 f"{shift}..{shift + length - 1}; the basis has {directions}"
             )
         pixels = math.prod(generator.image_shape)
@@ -122,8 +130,6 @@ class Scheme:
             raise InputError(f"strength {strength}: expected a positive number")
         if levels not in ("binary", "antipodal"):
             raise InputError(f"levels {levels!r}: choose 'binary' or 'antipodal'")
-        if code != "independent":
-            raise InputError(f"code {code!r}: this fpjax knows 'independent'")
         if basis.dimension != generator.latent_size:
             raise InputError(
                 f"the basis is of latents with {basis.dimension} values, the generator's have "
@@ -138,12 +144,19 @@ class Scheme:
             shift = int(np.searchsorted(rows, shift))
             if len(rows) < directions:
                 basis = basis.select(rows)
-        return cls(generator, basis, strength, length, shift, levels, code)
+        if rotate:
+            basis = rotated(basis, shift, secret_rotation(length))
+        return cls(generator, basis, strength, key_length, shift, levels, code)
+
+    @property
+    def num_symbols(self) -> int:
+        """Fingerprint directions, L: a symbol each, which without a code is a bit each."""
+        return self.key_length if self.code is None else self.code.num_symbols
 
     @property
     def num_alpha(self) -> int:
         """Directions that are free to vary, U's rows: K - L."""
-        return len(self.basis) - self.key_length
+        return len(self.basis) - self.num_symbols
 
     def split(self, rows: Any) -> tuple[Any, Any]:
         """U's and V's part of rows, one a direction: (K, ...) -> (K - L, ...), (L, ...).
@@ -154,7 +167,7 @@ class Scheme:
         ([7, 9], [8])
         """
         stack = np if isinstance(rows, np.ndarray) else jnp
-        first, last = self.shift, self.shift + self.key_length
+        first, last = self.shift, self.shift + self.num_symbols
         return stack.concatenate([rows[:first], rows[last:]]), rows[first:last]
 
     @property
@@ -185,7 +198,7 @@ class Scheme:
             "strength": float(self.strength),
             "levels": self.levels,
             "noise": self.generator.noise,
-            "code": self.code,
+            "code": "independent" if self.code is None else self.code.to_json(),
             "basis_num_samples": self.basis.num_samples,
         }
         if self.basis.metric != "latent":
@@ -210,18 +223,35 @@ class Scheme:
 
         Args:
           alpha: (B, K - L).
-          keys: (B, L) bits.
+          keys: (B, key_length) bits.
 
         Returns:
           Latents (B, *latent_shape).
 
         Raises:
-          InputError: if the keys are not (B, L) bits.
+          InputError: if the keys are not (B, key_length) bits.
+        """
+        symbols = self.symbols_of(keys)
+        if len(symbols) != alpha.shape[0]:
+            raise InputError(f"{len(symbols)} keys for {alpha.shape[0]} latents")
+        return self.latents_of(alpha, jnp.asarray(symbols))
+
+    def words_of(self, keys: Any) -> np.ndarray:
+        """Words (N, L) uint8 of keys (N, key_length): bits of the symbols, before their levels.
+
+        Raises:
+          InputError: if the keys are not (N, key_length) bits.
         """
         keys = check_keys(keys, self.key_length)
-        if len(keys) != alpha.shape[0]:
-            raise InputError(f"{len(keys)} keys for {alpha.shape[0]} latents")
-        return self.latents_of(alpha, jnp.asarray(to_symbols(keys, self.levels)))
+        return keys if self.code is None else self.code.encode(keys)
+
+    def symbols_of(self, keys: Any) -> np.ndarray:
+        """Symbols (N, L) float32 of keys (N, key_length), in the scheme's levels.
+
+        Raises:
+          InputError: if the keys are not (N, key_length) bits.
+        """
+        return to_symbols(self.words_of(keys), self.levels)
 
     def latents_of(
         self,
@@ -243,8 +273,10 @@ class Scheme:
         return self.generator.decode(self.generator.params, latents)
 
     def without_calibration(self) -> Scheme:
-        """What compiled programs take: calibration is for the host."""
-        return self if self.calibration is None else self.replace(calibration=None)
+        """What compiled programs take: symbols alone; calibration and code are for the host."""
+        if self.calibration is None and self.code is None:
+            return self
+        return self.replace(calibration=None, code=None, key_length=self.num_symbols)
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes a folder that `Scheme.load` opens, atomically; see `scheme_files.save_scheme`."""
@@ -254,6 +286,24 @@ class Scheme:
     def load(cls, path: str | os.PathLike, generator: Generator | None = None) -> Scheme:
         """Opens a saved scheme; see `scheme_files.open_scheme`."""
         return open_scheme(cls.create, path, generator)
+
+
+def _chosen_code(code: Code | str | None, key_length: int | None) -> tuple[Code | None, int]:
+    """The code, None for independent bits, and the bits of a key; or what does not fit."""
+    length = None if key_length is None else operator.index(key_length)
+    if isinstance(code, str):
+        try:
+            code = code_named(code)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+    if code is None:
+        return None, 64 if length is None else length
+    if length not in (None, code.payload_bits):
+        raise InputError(
+            f"key length {length}: the code {code.to_json()['code']} carries {code.payload_bits} "
+            "bits; leave the key length out, or choose another code"
+        )
+    return (None if isinstance(code, IndependentBits) else code), code.payload_bits
 
 
 def load_scheme(name_or_path: str | os.PathLike, generator: Generator | None = None) -> Scheme:

@@ -4,7 +4,9 @@
     scheme.safetensors       basis; for a person's own generator also a picture it made
     calibration.json, calibration.safetensors    what calibration learned, where there is one
 
-Format 1, of the first version of fpjax, stays readable.
+Format 1, of the first version of fpjax, stays readable. Schemes with a code are format 3, so that
+an fpjax that knows none says so; all others are format 2. A code's mask is in `scheme.json` and as
+private as the scheme.
 """
 
 from __future__ import annotations
@@ -20,13 +22,15 @@ import numpy as np
 from fpjax.errors import FpjaxError
 from fpjax.fingerprint.basis import Basis
 from fpjax.fingerprint.calibration import Calibration
+from fpjax.fingerprint.codes import IndependentBits, code_from_json
 from fpjax.fingerprint.decode import decode_images
 from fpjax.io.atomic import atomic_directory
 from fpjax.models.checkpoint import load_tensors
 from fpjax.models.generator import Generator
 
 FORMAT_VERSION = 2
-_READABLE = (1, 2)
+FORMAT_VERSION_WITH_CODE = 3
+_READABLE = (1, 2, 3)
 _PROBE_TOLERANCE = 0.05
 """Largest difference, of images in [-1, 1], between a generator's picture and the recorded one: far
 above what devices differ in, far below what another network makes."""
@@ -40,7 +44,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "shift": int,
     "strength": (int, float),
     "levels": str,
-    "code": str,
+    "code": (str, dict),
 }
 
 
@@ -73,7 +77,8 @@ def save_scheme(scheme: Any, path: str | os.PathLike) -> None:
         arrays["basis/dual"] = basis.dual
     if type(scheme.generator) is Generator:
         arrays["probe/image"] = _probe(scheme.generator, basis.mean)
-    header = {"format_version": FORMAT_VERSION, "scheme_id": scheme.id, **scheme.header()}
+    version = FORMAT_VERSION if scheme.code is None else FORMAT_VERSION_WITH_CODE
+    header = {"format_version": version, "scheme_id": scheme.id, **scheme.header()}
     with atomic_directory(path) as folder:
         text = json.dumps(header, indent=2, allow_nan=False) + "\n"
         (folder / "scheme.json").write_text(text, "utf-8")
@@ -122,7 +127,8 @@ def open_scheme(
         scheme = create(
             generator,
             basis,
-            *(header[name] for name in ("key_length", "shift", "strength", "levels", "code")),
+            *(header[name] for name in ("key_length", "shift", "strength", "levels")),
+            _read_code(header["code"]),
             keep_all=True,
         )
         if old:
@@ -137,6 +143,14 @@ def open_scheme(
     if type(generator) is Generator:
         _compare_probe(path, generator, arrays["basis/mean"], arrays.get("probe/image"))
     return scheme.replace(calibration=calibration)
+
+
+def _read_code(value: str | dict[str, Any]):
+    if isinstance(value, dict):
+        return code_from_json(value)
+    if value != IndependentBits.name:
+        raise SchemeError(f"code {value!r:.40} is unknown")
+    return None
 
 
 def _bound_generator(path: Path, header: dict[str, Any], generator: Generator | None) -> Generator:

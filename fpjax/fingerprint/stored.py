@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from fpjax.fingerprint.packed import num_words, pack_keys
 
 
+@runtime_checkable
 class KeySource(Protocol):
     """Where candidate keys come from: N of them, packed, by number."""
 
@@ -22,7 +23,7 @@ class KeySource(Protocol):
         """Keys, N."""
         ...
 
-    def words(self, start: int, size: int):
+    def words(self, start: int, size: int) -> Any:
         """Words (size, W) uint32 of keys from `start` on, on the host or a device.
 
         `start` and `size` are multiples of 2^15; rows beyond N hold anything.

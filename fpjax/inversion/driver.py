@@ -366,7 +366,7 @@ def _collect(solver: Solver, problem: Problem, wave: Wave, positions: np.ndarray
     keys = (soft_bits > 0.5).astype(np.uint8)
     if estimate.information is not None:
         # With the prior of the relaxed symbols, in units of bits.
-        prior = np.eye(problem.scheme.key_length) / half**2
+        prior = np.eye(problem.scheme.num_symbols) / half**2
         information = (estimate.information + prior[None]) * (2 * half) ** 2
         usable = np.isfinite(information).all(axis=(1, 2)) & np.isfinite(soft_bits).all(axis=1)
         keys[usable] = decide_bits(soft_bits[usable], information[usable])
@@ -388,8 +388,8 @@ def _empty(problem: Problem) -> Solution:
     scheme = problem.scheme
     nothing = np.zeros(0, np.float32)
     return Solution(
-        keys=np.zeros((0, scheme.key_length), np.uint8),
-        soft_bits=np.zeros((0, scheme.key_length), np.float32),
+        keys=np.zeros((0, scheme.num_symbols), np.uint8),
+        soft_bits=np.zeros((0, scheme.num_symbols), np.float32),
         alpha=np.zeros((0, scheme.num_alpha), np.float32),
         residual=nothing,
         noise_ratio=nothing,

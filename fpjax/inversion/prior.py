@@ -59,7 +59,7 @@ class GaussianPrior:
             natural = jnp.full_like(natural, jnp.inf)
         else:
             natural = natural * self.scale
-        length = scheme.key_length
+        length = scheme.num_symbols
         mean = jnp.concatenate([jnp.zeros_like(natural), jnp.full(length, centre, jnp.float32)])
         return mean, jnp.concatenate([natural, jnp.full(length, half, jnp.float32)])
 

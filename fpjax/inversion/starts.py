@@ -17,7 +17,7 @@ from fpjax.fingerprint.basis import sample_latents
 from fpjax.fingerprint.calibration import LinearStart
 from fpjax.fingerprint.decode import decode_images
 from fpjax.fingerprint.embed import embed, project
-from fpjax.fingerprint.keys import level_range, sample_keys, to_symbols
+from fpjax.fingerprint.keys import level_range, sample_keys
 from fpjax.fingerprint.scheme import Scheme
 from fpjax.inversion.broyden import descend
 from fpjax.inversion.observation import ROUNDING_STD, Observation, Rounded8Bit
@@ -47,7 +47,7 @@ def latin_hypercube_starts(
     alpha = (2 * sampler.random(num_starts) - 1) * scheme.alpha_std[None]
     centre, _ = level_range(scheme.levels)
     middle = 0.0 if problem.symbols == "sigmoid" else centre
-    symbols = np.full((num_starts, scheme.key_length), middle)
+    symbols = np.full((num_starts, scheme.num_symbols), middle)
     return np.concatenate([alpha, symbols], axis=1).astype(np.float32)
 
 
@@ -164,7 +164,7 @@ def fit_linear_start(
     _, half = level_range(scheme.levels)
     spread = np.concatenate(
         [np.maximum(scheme.alpha_std, 1e-6 * scheme.alpha_std.max(initial=1e-30)),
-         np.full(scheme.key_length, half, np.float32)]
+         np.full(scheme.num_symbols, half, np.float32)]
     )  # fmt: skip
     simulate, reduce = jax.jit(type(observation).simulate), jax.jit(low_pass)
     gram: Any = None
@@ -179,7 +179,7 @@ def fit_linear_start(
         files = np.asarray(jax.device_get(files), np.float32) / np.float32(127.5) - 1
         features = np.asarray(jax.device_get(reduce(jax.device_put(files))), np.float64)
         features = np.concatenate([features, np.ones((batch, 1))], axis=1)
-        symbols = to_symbols(keys[part], scheme.levels).astype(np.float64)
+        symbols = scheme.symbols_of(keys[part]).astype(np.float64)
         targets = np.concatenate([alpha.astype(np.float64), symbols], axis=1) / spread[None]
         if i % 10 == 9 or i == count - 1:
             held.append((features, targets))

@@ -159,6 +159,7 @@ class Study:
       num_pictures: pictures that quality is measured on.
       grams: those of `curvature.pixel_grams`, where they are at hand.
       perceptual: distance of two batches of uint8 images, such as `quality.lpips_distance` gives.
+      keep_all: see `Scheme.create`.
       progress: called with (Jacobians done, in all).
 
     Raises:
@@ -175,8 +176,10 @@ class Study:
         num_pictures: int = NUM_PICTURES,
         grams: np.ndarray | None = None,
         perceptual: Distance | None = None,
+        keep_all: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
+        self.keep_all = keep_all
         self.generator, self.bases, self.perceptual = generator, dict(bases), perceptual
         key_latents, key_pictures, self._key_keys = study_keys(key)
         if grams is None:
@@ -257,6 +260,7 @@ class Study:
                 design.shift,
                 strength=1.0,
                 levels="antipodal",
+                keep_all=self.keep_all,
             )
             self._placed = _Placement(where, scheme, curvature_along(self.grams, scheme))
         return self._placed

@@ -112,7 +112,7 @@ def run_design(
     before = _opened(folder, header, resume)
     started = time.monotonic()
     result = {"complete": False, **header, "goal_exact": goal_exact, "rows": []}
-    _write_json(folder / RESULT, {**result, "rows": list(before)})
+    write_json(folder / RESULT, {**result, "rows": list(before)})
 
     key_basis, key_study = jax.random.split(jax.random.key(settings.seed))
     bases = {
@@ -122,7 +122,9 @@ def run_design(
     chosen = list(designs(bases))
     for design in chosen:
         _check_fits(design, len(bases[design.basis]))
-    grams = _grams(generator, folder, study_keys(key_study)[0], settings.num_latents, progress)
+    grams = stored_grams(
+        generator, folder, study_keys(key_study)[0], settings.num_latents, progress
+    )
     study = Study(
         generator,
         bases,
@@ -141,12 +143,12 @@ def run_design(
         result["rows"].append(done[name])
         # What an earlier run had found stays in the file until this one comes to it.
         later = [row for row in before if row not in result["rows"]]
-        _write_json(folder / RESULT, {**result, "rows": result["rows"] + later})
+        write_json(folder / RESULT, {**result, "rows": result["rows"] + later})
         progress("judging designs", i + 1, len(chosen))
     result["recommendations"] = recommendations(result["rows"], goal_exact)
     result["seconds"] = round(time.monotonic() - started, 1)
     result["complete"] = True
-    _write_json(folder / RESULT, result)
+    write_json(folder / RESULT, result)
     return result
 
 
@@ -225,7 +227,7 @@ def _opened(folder: Path, header: dict[str, Any], resume: bool) -> list[dict[str
 
 def _basis(generator, folder, key, metric: Metric, settings: Settings, progress: Progress) -> Basis:
     path = folder / f"basis-{metric}.npz"
-    if (arrays := _read_npz(path)) is not None:
+    if (arrays := read_npz(path)) is not None:
         return Basis(**arrays, num_samples=settings.num_samples, metric=metric)
     basis = fit_basis(
         generator,
@@ -236,25 +238,27 @@ def _basis(generator, folder, key, metric: Metric, settings: Settings, progress:
         progress=lambda done, total: progress("averaging the image metric", done, total),
     )
     names = ("mean", "directions", "dual", "std")
-    _write_npz(path, {name: getattr(basis, name) for name in names})
+    write_npz(path, {name: getattr(basis, name) for name in names})
     return basis
 
 
-def _grams(generator, folder, key, num_latents: int, progress: Progress) -> np.ndarray:
+def stored_grams(generator, folder, key, num_latents: int, progress: Progress) -> np.ndarray:
+    """J J^T of latents, (N, D, D), taken where the folder does not have them."""
     paths = [folder / "jacobians" / f"{i:04d}.npz" for i in range(num_latents)]
     grams = []
     for path in paths:
-        if (arrays := _read_npz(path)) is None:
+        if (arrays := read_npz(path)) is None:
             break
         grams.append(arrays["gram"])
     for gram in iter_pixel_grams(generator, key, num_latents, first=len(grams)):
-        _write_npz(paths[len(grams)], {"gram": gram})
+        write_npz(paths[len(grams)], {"gram": gram})
         grams.append(gram)
         progress("taking Jacobians", len(grams), num_latents)
     return np.stack(grams)
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray] | None:
+def read_npz(path: Path) -> dict[str, np.ndarray] | None:
+    """Arrays of a file, or None where there is none; InputError for a damaged one."""
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
@@ -264,13 +268,15 @@ def _read_npz(path: Path) -> dict[str, np.ndarray] | None:
         raise InputError(f"{path}: damaged; remove it") from error
 
 
-def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays as one file, whole or not at all."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType]
     with atomic_write(path) as file:
         file.write(buffer.getvalue())
 
 
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes JSON values, whole or not at all."""
     with atomic_write(path, "w") as file:
         file.write(json.dumps(values, indent=2, allow_nan=False) + "\n")

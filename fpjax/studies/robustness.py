@@ -30,7 +30,6 @@ from fpjax.attacks import (
     Shift,
 )
 from fpjax.attacks.compression import Codec
-from fpjax.fingerprint.keys import to_symbols
 from fpjax.fingerprint.scheme import Scheme
 from fpjax.inversion.information import key_information
 from fpjax.inversion.observation import Gaussian, Observation, Rounded8Bit
@@ -125,7 +124,7 @@ def information_at_truth(
       key: (L,) bits.
       pixels: (H, W, C) uint8 of the generator's size.
     """
-    symbols = to_symbols(key[None], scheme.levels)[0]
+    symbols = np.asarray(scheme.symbols_of(key[None]))[0]
     unknowns = np.concatenate([alpha, symbols]).astype(np.float32)
     found = key_information(Problem(scheme, observation), unknowns[None], pixels[None])
     return np.asarray(found.information[0], np.float64)

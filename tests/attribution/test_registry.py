@@ -217,7 +217,7 @@ def test_a_registry_of_format_1_is_read_and_reading_changes_nothing(path, old):
 def test_the_first_write_brings_format_1_up_to_date(path, old):
     with Registry.open(path) as first, Registry.open(path) as second:
         first.issue("bob")
-        assert version_of(path) == FORMAT_VERSION == 2
+        assert version_of(path) == FORMAT_VERSION == 3
         second.issue("eve")
         with pytest.raises(RegistryError, match="looks like 'ada'"):
             second.issue("\u0430\u0501\u0430")

@@ -47,7 +47,7 @@ def test_help_loads_no_heavy_package():
     ("arguments", "message"),
     [
         (["atribute"], "invalid choice: 'atribute'"),
-        (["user"], "user add or user list"),
+        (["user"], "user add or user list or user revoke"),
         (["user", "remove"], "invalid choice: 'remove'"),
         (["attribute"], "name the images"),
         (["attribute", "x.png", "--speed=9"], "--speed=9; see fpjax attribute --help"),

@@ -213,6 +213,87 @@ def test_noise_maps_are_the_generators_own_business(tiny_generator, tiny_scheme,
     assert back.generator.noise == "none" and back.id == scheme.id
 
 
+@pytest.mark.parametrize(
+    ("name", "bits", "symbols"), [("bch-7-4", 4, 7), ("repetition-3-4", 3, 12)]
+)
+def test_a_code_writes_few_bits_on_many_directions_and_survives_the_disk(
+    tiny_generator, tiny_scheme, tmp_path, name, bits, symbols
+):
+    scheme = Scheme.create(tiny_generator, tiny_scheme.basis, code=name, strength=0.5)
+    assert (scheme.key_length, scheme.num_symbols, scheme.num_alpha) == (
+        bits,
+        symbols,
+        16 - symbols,
+    )
+    keys = sample_keys(jax.random.key(0), 3, bits)
+    out = generate(scheme, jax.random.key(1), keys)
+    plain = Scheme.create(tiny_generator, tiny_scheme.basis, symbols, strength=0.5)
+    words = scheme.code.encode(keys)
+    np.testing.assert_array_equal(words, scheme.words_of(keys))
+    # The same latents carry the word as a key of a scheme without a code.
+    np.testing.assert_array_equal(out.images, generate(plain, jax.random.key(1), words).images)
+    scheme.save(tmp_path / "scheme")
+    assert json.loads((tmp_path / "scheme" / "scheme.json").read_text())["format_version"] == 3
+    back = Scheme.load(tmp_path / "scheme", tiny_generator)
+    assert back.code == scheme.code and back.id == scheme.id != plain.id
+    # The mask is a secret of each scheme.
+    assert Scheme.create(tiny_generator, tiny_scheme.basis, code=name, strength=0.5).id != scheme.id
+    with pytest.raises(InputError, match=f"expected \\(N, {bits}\\) bits"):
+        generate(scheme, jax.random.key(1), words)
+
+
+def test_bundled_schemes_keep_their_identity_and_their_format(tmp_path):
+    """Pictures that were made years ago are attributed with them."""
+    from fpjax import load_scheme, zoo
+
+    scheme = load_scheme("avatars-stylegan2")
+    assert scheme.id == "5ac947caa79e3b28951789e687e3d33eb4733fd69b5fa09db32380928b2ba675"
+    assert scheme.code is None and scheme.num_symbols == scheme.key_length == 64
+    old = Scheme.load(zoo.scheme_path("avatars-stylegan2").with_name("scheme-pca"))
+    assert old.id == "4d7dfe804b19374834f0c9502244ec9041f8094a5faee3c40df6258023160b6c"
+    scheme.save(tmp_path / "scheme")
+    saved = json.loads((tmp_path / "scheme" / "scheme.json").read_text())
+    assert saved["format_version"] == 2 and saved["code"] == "independent"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"code": "hamming-7-4"}, "expected 'independent', 'bch-SYMBOLS-BITS'"),
+        ({"code": "bch-7-5"}, "there is no BCH code of 7 symbols and 5 bits"),
+        ({"code": "bch-7"}, "bch-63-45"),
+        ({"code": "bch-7-4", "key_length": 7}, "carries 4 bits"),
+        ({"code": "repetition-9-2"}, "18 symbols"),
+    ],
+)
+def test_a_code_that_cannot_be_is_refused(tiny_scheme, options, message):
+    with pytest.raises(InputError, match=message):
+        Scheme.create(tiny_scheme.generator, tiny_scheme.basis, **options)
+
+
+def test_independent_bits_are_the_same_as_no_code(tiny_scheme):
+    from fpjax.fingerprint.codes import IndependentBits
+
+    made = [
+        Scheme.create(tiny_scheme.generator, tiny_scheme.basis, 6, code=code)
+        for code in (None, "independent", IndependentBits(6))
+    ]
+    assert len({scheme.id for scheme in made}) == 1 and made[2].code is None
+
+
+def test_a_doctored_code_is_refused(tiny_generator, tiny_scheme, tmp_path):
+    Scheme.create(tiny_generator, tiny_scheme.basis, code="bch-7-4").save(tmp_path / "scheme")
+    file = tmp_path / "scheme" / "scheme.json"
+    header = json.loads(file.read_text())
+    for code in (
+        {**header["code"], "mask": ""}, {**header["code"], "mask": "zz"}, {"code": "turbo"},
+        "turbo", {},
+    ):  # fmt: skip
+        file.write_text(json.dumps({**header, "code": code}))
+        with pytest.raises(SchemeError, match="damaged"):
+            Scheme.load(tmp_path / "scheme", tiny_generator)
+
+
 def test_a_calibration_of_format_1_has_no_way_back_and_stays_readable(calibrated_scheme, tmp_path):
     calibration = calibrated_scheme.calibration
     assert calibration.start.forward.shape == calibration.start.weight.T.shape

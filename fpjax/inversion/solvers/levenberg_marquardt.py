@@ -13,6 +13,7 @@ nothing more to gain. The information about the key is taken from that Jacobian.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import ClassVar, NamedTuple
 
@@ -41,6 +42,10 @@ Array = jax.Array
 _NEAR = 1.5
 """Noise ratio below which the clip's true derivative is used instead of a leaking one."""
 
+_ASTRAY = 10.0
+"""Noise ratio after the first Jacobian above which the average Jacobian is taken to have led into
+another valley: the lane goes back to the start it was given."""
+
 _CPU_TANGENTS = 64
 """Tangents of a lane that a CPU pushes through at once."""
 
@@ -68,6 +73,8 @@ class LaneState(NamedTuple):
     """h at the last Jacobian, (L,)."""
     steps: Array
     """Jacobians taken."""
+    start: Array
+    """Where the lane was told to start, (K,)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,11 +174,11 @@ class LevenbergMarquardt:
         target: Float[Array, "height width channels"],
     ) -> LaneState:
         """Evaluates a start; the calibrated average Jacobian takes it nearer first."""
-        unknowns = problem.bounded(start)
+        start = unknowns = problem.bounded(start)
         if problem.average_rows is not None:
-            unknowns = nearer_start(problem, unknowns, target)
+            unknowns = nearer_start(problem, start, target)
         _, cost, ratio = _evaluate(problem, unknowns, target, LEAK)
-        length = problem.scheme.key_length
+        length = problem.scheme.num_symbols
         zeros = jnp.zeros((length, length), jnp.float32)
         one, infinite = jnp.ones((), jnp.float32), jnp.full((), jnp.inf, jnp.float32)
         return LaneState(
@@ -185,6 +192,7 @@ class LevenbergMarquardt:
             information=zeros,
             linear=zeros[0],
             steps=jnp.zeros((), jnp.int32),
+            start=start,
         )
 
     def step(
@@ -229,7 +237,7 @@ class LevenbergMarquardt:
             end.unknowns[num_alpha:],
             num_alpha,
         )
-        return LaneState(
+        after = LaneState(
             unknowns=end.unknowns,
             damping=end.damping,
             cost=end.cost,
@@ -240,7 +248,20 @@ class LevenbergMarquardt:
             information=information,
             linear=linear,
             steps=state.steps + 1,
+            start=state.start,
         )
+        if problem.average_rows is None:
+            return after
+        _, cost, ratio = _evaluate(problem, state.start, target, LEAK)
+        back = after._replace(
+            unknowns=state.start,
+            damping=jnp.ones_like(state.damping),
+            cost=cost,
+            ratio=ratio,
+            shrink=jnp.zeros_like(state.shrink),
+        )
+        astray = (state.steps == 0) & (end.ratio > _ASTRAY)
+        return jax.tree.map(functools.partial(jnp.where, astray), back, after)
 
     def terminate(self, problem: Problem, state: LaneState) -> Int[Array, ""]:
         """See `Solver`."""
