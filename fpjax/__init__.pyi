@@ -27,6 +27,7 @@ from .errors import FpjaxError as FpjaxError
 from .errors import InputError as InputError
 from .fingerprint.basis import Basis as Basis
 from .fingerprint.basis import pca as pca
+from .fingerprint.block_basis import BlockBasis as BlockBasis
 from .fingerprint.calibration import Calibration as Calibration
 from .fingerprint.derived import DerivedKeys as DerivedKeys
 from .fingerprint.derived import SecretError as SecretError
@@ -41,10 +42,18 @@ from .fingerprint.keys import secret_keys as secret_keys
 from .fingerprint.scheme import Scheme as Scheme
 from .fingerprint.scheme import load_scheme as load_scheme
 from .fingerprint.scheme_files import SchemeError as SchemeError
+from .fingerprint.tied_pca import channel_pca as channel_pca
+from .fingerprint.tied_pca import joint_pca as joint_pca
 from .inversion.candidates import CandidateFits as CandidateFits
 from .inversion.candidates import invert_candidates as invert_candidates
 from .inversion.driver import invert as invert
 from .inversion.driver import invert_iter as invert_iter
+from .inversion.encoder_reader import (
+    EncoderReader as EncoderReader,
+)
+from .inversion.encoder_reader import (
+    fit_encoder_reader as fit_encoder_reader,
+)
 from .inversion.information import (
     KeyInformation as KeyInformation,
 )
@@ -79,6 +88,7 @@ from .inversion.solvers.levenberg_marquardt import (
 from .inversion.solvers.levenberg_marquardt import (
     LevenbergMarquardt as LevenbergMarquardt,
 )
+from .inversion.solvers.matrix_free import MatrixFree as MatrixFree
 from .io.images import (
     ImageError as ImageError,
 )

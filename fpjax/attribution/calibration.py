@@ -21,7 +21,7 @@ from fpjax.inversion.driver import invert
 from fpjax.inversion.problem import Problem
 from fpjax.inversion.solution import Status
 from fpjax.inversion.solvers.base import Solver
-from fpjax.inversion.solvers.levenberg_marquardt import LevenbergMarquardt
+from fpjax.inversion.solvers.default import default_solver, starts_from_encoder
 from fpjax.inversion.starts import NUM_FITTED_IMAGES, fit_linear_start
 
 NUM_INVERTED_IMAGES = 16
@@ -46,9 +46,10 @@ def calibrate(
     Args:
       scheme: generator, directions and strength.
       key: PRNG key of all draws.
-      num_start_images: images that the linear start is fitted on.
+      num_start_images: images that the linear start is fitted on; none where inversions start from
+        the generator's encoder.
       num_inverted_images: images with keys that are inverted from the fitted start.
-      solver: what attribution will use; by default `LevenbergMarquardt()`.
+      solver: what attribution will use; see `default_solver`.
       progress: called with (stage, done, in all).
 
     Returns:
@@ -71,11 +72,15 @@ def calibrate(
     def staged(stage):
         return None if progress is None else functools.partial(progress, stage)
 
-    solver = LevenbergMarquardt() if solver is None else solver
+    solver = default_solver(scheme) if solver is None else solver
     key_start, key_latents, key_keys = jax.random.split(key, 3)
-    start = fit_linear_start(
-        scheme, key_start, num_start_images, progress=staged("fitting the linear start")
-    )
+    start = None
+    if starts_from_encoder(scheme):
+        num_start_images = 0
+    else:
+        start = fit_linear_start(
+            scheme, key_start, num_start_images, progress=staged("fitting the linear start")
+        )
     problem = Problem(scheme)
     fitted = Calibration(
         start=start,

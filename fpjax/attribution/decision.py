@@ -373,7 +373,7 @@ def attribute(
         image, the observation and the solver.
       observation: how the generator's output became the files; by default `Rounded8Bit()`.
       problem: for `invert`, instead of one made of scheme and observation.
-      solver: by default `LevenbergMarquardt()`.
+      solver: see `default_solver`.
       memory: see `invert`.
       mesh: see `invert`.
       progress: called with (images finished, images in all).
@@ -396,10 +396,10 @@ def attribute(
     >>> attribute(scheme, fpjax.generate(scheme, jax.random.key(2), key).images).keys.tolist()
     [[0, 1, 1, 0]]
     """
-    from fpjax.inversion.solvers.levenberg_marquardt import LevenbergMarquardt
+    from fpjax.inversion.solvers.default import default_solver
 
     _check_rate(false_positive_rate)
-    solver = LevenbergMarquardt() if solver is None else solver
+    solver = default_solver(scheme) if solver is None else solver
     if problem is not None:
         if problem.scheme.id != scheme.id:
             raise InputError("the problem is of another scheme")

@@ -53,7 +53,7 @@ from fpjax.inversion.observation import Observation, PerImage
 from fpjax.inversion.problem import Problem
 from fpjax.inversion.solution import Solution
 from fpjax.inversion.solvers.base import Solver
-from fpjax.inversion.solvers.levenberg_marquardt import LevenbergMarquardt
+from fpjax.inversion.solvers.default import default_solver
 from fpjax.models.jacobian import DEFAULT_MEMORY
 
 Reading = Literal["file", "auto"]
@@ -133,7 +133,7 @@ def attribute(
             f"{registry.path} belongs to scheme {registry.scheme_id}, the images are read with "
             f"{scheme.id}"
         )
-    solver = LevenbergMarquardt() if solver is None else solver
+    solver = default_solver(scheme) if solver is None else solver
     reader = _Reader(scheme, solver, memory, mesh, progress, len(pictures))
     first = reader.read([stated(picture, shape) for picture in pictures], pictures)
     readings = [first]

@@ -138,7 +138,7 @@ def main(args: argparse.Namespace) -> int:
     import fpjax
     from fpjax.attribution.files import attribute
     from fpjax.inversion.observation import Gaussian, Rounded8Bit
-    from fpjax.inversion.solvers.levenberg_marquardt import LevenbergMarquardt
+    from fpjax.inversion.solvers.default import default_solver
     from fpjax.progress import Display
 
     common.use_compilation_cache()
@@ -146,7 +146,7 @@ def main(args: argparse.Namespace) -> int:
     observation = args.observation if args.observation != "rounded" else Rounded8Bit()
     if args.noise is not None:
         observation = Gaussian(args.noise)
-    solver = LevenbergMarquardt()
+    solver = default_solver(scheme)
     with common.open_registry(args, scheme.id) as registry:
         num_revoked = len(registry.revoked())
         answers.begin(

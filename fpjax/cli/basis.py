@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import io
+from typing import Any
 
 from fpjax.cli import common
 
@@ -62,6 +63,7 @@ def main(args: argparse.Namespace) -> int:
     import jax
     import numpy as np
 
+    from fpjax.fingerprint.basis import Basis
     from fpjax.fingerprint.fit import fit_basis
     from fpjax.io.atomic import atomic_write
     from fpjax.progress import Display
@@ -85,7 +87,9 @@ def main(args: argparse.Namespace) -> int:
     for i in (i for i in shown if i < len(basis)):
         print(f"{i:9d} {basis.std[i]:7.3f} {100 * share[i]:8.2f} %")
     if args.out:
-        arrays = {name: getattr(basis, name) for name in ("mean", "directions", "dual", "std")}
+        arrays: dict[str, Any] = {**basis.arrays()}
+        if isinstance(basis, Basis):
+            arrays["dual"] = basis.dual
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
         with atomic_write(args.out) as file:

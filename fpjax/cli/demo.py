@@ -1,6 +1,6 @@
 """Shows the whole job on the bundled generator: write keys, save files, read them back, name users.
 
-  fpjax demo [--out fpjax-demo] [--json FILE] [--seed 0]
+  fpjax demo [--generator avatars-stylegan2] [--out fpjax-demo] [--json FILE] [--seed 0]
 
 Eight users get a key each and make 32 pictures, which are saved as 8-bit PNG files and attributed
 from the files. 32 pictures that carry no key are put to the same question: 16 of the same generator
@@ -33,6 +33,12 @@ _BATCH = 8
 def add_arguments(parser: common.Parser) -> None:
     """Arguments of the command."""
     flags = parser.flags
+    flags.add_argument(
+        "--generator",
+        metavar="NAME",
+        default=common.DEFAULT_GENERATOR,
+        help="A bundled generator with a ready-made scheme. Default: %(default)s.",
+    )
     flags.add_argument(
         "--out",
         metavar="FOLDER",
@@ -86,12 +92,17 @@ def main(args: argparse.Namespace) -> int:
     from fpjax.progress import Display
     from fpjax.studies.quality import psnr_db
 
+    if args.generator not in zoo.scheme_names():
+        raise common.CommandError(
+            f"--generator {args.generator}: no bundled scheme of that name; choose "
+            f"{', '.join(zoo.scheme_names())}"
+        )
     common.use_compilation_cache()
     _fresh_folder(out)
     progress = Display(quiet=args.quiet)
     speak = (lambda *words: None) if args.json == "-" else print
 
-    scheme = load_scheme(common.DEFAULT_GENERATOR)
+    scheme = load_scheme(args.generator)
     speak(
         f"scheme {scheme.id[:12]}: {scheme.key_length}-bit keys on directions {scheme.shift} to "
         f"{scheme.shift + scheme.key_length - 1} of {len(scheme.basis)}, strength "
@@ -123,7 +134,7 @@ def main(args: argparse.Namespace) -> int:
             path = out / "images" / f"without-key-{i:02d}.png"
             save_image(path, image)
             rows.append(Row(path, None, None, "same generator, no key"))
-        for source in zoo.foreign_image_paths(common.DEFAULT_GENERATOR):
+        for source in zoo.foreign_image_paths(scheme.generator.name):
             path = out / "images" / source.name
             save_image(path, load_image(source))
             rows.append(Row(path, None, None, "not of this generator"))

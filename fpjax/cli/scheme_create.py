@@ -82,6 +82,17 @@ def add_arguments(parser: common.Parser) -> None:
         "generator has it.",
     )
     flags.add_argument(
+        "--images",
+        metavar="FOLDER",
+        help="Pictures of the generator's size, encoded for natural latents: for a first stage of "
+        "latent diffusion without its denoiser.",
+    )
+    flags.add_argument(
+        "--unquantized",
+        action="store_true",
+        help="Decode latents of a VQ first stage as they are, without taking the nearest codes.",
+    )
+    flags.add_argument(
         "--num_start_images",
         metavar="N",
         type=common.whole(20),
@@ -123,7 +134,10 @@ def main(args: argparse.Namespace) -> int:
     from fpjax.progress import Display
 
     common.use_compilation_cache()
-    generator = _with_noise(common.open_generator(args.generator), args.noise)
+    noise = "unquantized" if args.unquantized else args.noise
+    generator = _with_noise(common.open_generator(args.generator), noise)
+    if args.images:
+        generator = _with_images(generator, Path(args.images))
     key_basis, key_calibration = jax.random.split(jax.random.key(args.seed))
     with Display(quiet=args.quiet) as progress:
         if draft.scheme.exists():
@@ -207,6 +221,31 @@ def _with_noise(generator, noise: str | None):
     if not hasattr(generator, "with_noise"):
         raise common.CommandError(f"--noise {noise}: {generator.name} has no noise maps")
     return generator.with_noise(noise)
+
+
+def _with_images(generator, folder: Path):
+    """The generator with the latents of a folder's pictures as its natural ones."""
+    import jax
+    import numpy as np
+
+    from fpjax.io.images import from_uint8, load_image
+
+    if generator.encode is None or not hasattr(generator, "with_latents"):
+        raise common.CommandError(f"--images {folder}: {generator.name} has no encoder for them")
+    if not folder.is_dir():
+        raise common.CommandError(f"--images {folder}: no such folder")
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    if len(files) < 2:
+        raise common.CommandError(f"--images {folder}: {len(files)} files; give some thousands")
+    encode = jax.jit(lambda generator, images: generator.encode(generator.params, images))
+    parts, batch = [], 16
+    for first in range(0, len(files), batch):
+        taken = files[first : first + batch]
+        images = np.stack([load_image(path, generator.image_shape) for path in taken])
+        padded = np.concatenate([images, np.repeat(images[-1:], batch - len(images), axis=0)])
+        found = jax.device_get(encode(generator, jax.device_put(from_uint8(padded))))
+        parts.append(np.asarray(found)[: len(taken)])
+    return generator.with_latents(np.concatenate(parts))
 
 
 class _Draft:

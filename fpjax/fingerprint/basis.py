@@ -61,6 +61,11 @@ class Basis:
     def __len__(self) -> int:
         return self.directions.shape[0]
 
+    def arrays(self) -> dict[str, Array | np.ndarray]:
+        """What a scheme saves, by name."""
+        named = {"mean": self.mean, "directions": self.directions, "std": self.std}
+        return named if self.metric == "latent" else named | {"dual": self.dual}
+
     def select(self, rows) -> Basis:
         """The basis of some of the directions; latents keep the mean along the others.
 

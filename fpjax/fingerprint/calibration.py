@@ -46,7 +46,7 @@ class Calibration:
     """What was learned about a scheme, and how.
 
     Attributes:
-      start: where inversions start.
+      start: where inversions start; None where they start from the generator's encoder.
       observation: name of the observation that images were seen through.
       solver: name of the solver that inverted them.
       max_noise_ratio: residual up to which a file counts as explained by the generator, in units of
@@ -59,7 +59,7 @@ class Calibration:
     64
     """
 
-    start: LinearStart
+    start: LinearStart | None
     observation: str
     solver: str
     max_noise_ratio: float
@@ -82,6 +82,8 @@ class Calibration:
         return values
 
     def _arrays(self) -> dict[str, np.ndarray]:
+        if self.start is None:
+            return {}
         arrays = {
             "start/weight": np.ascontiguousarray(self.start.weight, "<f2"),
             "start/bias": np.ascontiguousarray(self.start.bias, "<f4"),
@@ -94,7 +96,8 @@ class Calibration:
         """Writes its two files into a scheme's folder."""
         from safetensors.numpy import save_file
 
-        version = 1 if self.start.forward is None else FORMAT_VERSION
+        old = self.start is not None and self.start.forward is None
+        version = 1 if old else FORMAT_VERSION
         header = {"format_version": version, "sha256": self.sha256, **self._header()}
         text = json.dumps(header, indent=2, allow_nan=False) + "\n"
         (folder / _HEADER).write_text(text, "utf-8")
@@ -123,8 +126,10 @@ class Calibration:
         recorded = header.pop("sha256", None)
         try:
             arrays = load_tensors(folder / _ARRAYS)
-            forward = arrays.get("start/forward")
-            start = LinearStart(arrays["start/weight"], arrays["start/bias"], forward)
+            start = None
+            if arrays or header.get("num_start_images") != 0:
+                forward = arrays.get("start/forward")
+                start = LinearStart(arrays["start/weight"], arrays["start/bias"], forward)
             found = cls(start=start, **header)
             fits = found.sha256 == recorded
         except (CheckpointFormatError, KeyError, TypeError, ValueError) as error:

@@ -10,6 +10,8 @@ from jaxtyping import PRNGKeyArray
 
 from fpjax.errors import InputError
 from fpjax.fingerprint.basis import Basis, Metric, pca, sample_latents
+from fpjax.fingerprint.block_basis import BlockBasis
+from fpjax.fingerprint.grid_metric import NUM_PROBES, grid_basis, grid_metric
 from fpjax.fingerprint.image_metric import image_basis, image_metric
 from fpjax.models.generator import Generator
 
@@ -21,9 +23,10 @@ def fit_basis(
     *,
     metric: Metric = "image",
     num_jacobians: int = 64,
+    num_probes: int = NUM_PROBES,
     memory: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Basis:
+) -> Basis | BlockBasis:
     """Fits the basis of a generator's natural latents.
 
     Args:
@@ -34,11 +37,14 @@ def fit_basis(
         vary along them for the change they cost; see `image_metric.image_basis`. "lpips" is the
         same with the change measured by LPIPS-VGG16 (needs `fpjax[lpips]`, colour images).
       num_jacobians: latents that the image metric is averaged over.
+      num_probes: random products that the image metric is estimated from, where latents have a
+        picture's shape.
       memory: bytes that the tangents of a Jacobian may take; by default 4 GiB.
       progress: called with (Jacobians done, in all).
 
     Returns:
-      The `Basis`.
+      The `Basis`; in the image metric, of latents with a picture's shape (H, W, C), a `BlockBasis`
+      (`grid_metric`), and no matrix as large as a latent squared is made.
 
     Raises:
       InputError: for another metric, or a generator that draws no latents.
@@ -55,6 +61,12 @@ def fit_basis(
         return pca(sample_latents(generator, key, num_samples))
     latents = sample_latents(generator, key_latents, num_samples)
     at = sample_latents(generator, key_metric, num_jacobians)
+    if metric == "image" and len(generator.latent_shape) == 3:
+        return grid_basis(
+            latents,
+            grid_metric(generator, at, key_metric, num_probes, progress=progress),
+            generator.latent_shape,
+        )
     options: dict[str, Any] = {} if memory is None else {"memory": memory}
     if metric == "lpips":
         from fpjax import perceptual

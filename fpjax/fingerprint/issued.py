@@ -20,10 +20,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
 from fpjax.errors import InputError
+from fpjax.fingerprint.block_basis import BlockBasis, Transform, from_blocks, to_blocks
 from fpjax.fingerprint.keys import check_keys
 from fpjax.fingerprint.scheme import Scheme
 from fpjax.models.generator import Generator
@@ -48,7 +50,8 @@ def issue_model(scheme: Scheme, key: ArrayLike) -> Generator:
 
     * A StyleGAN2 comes back as a plain one, for `save`. In noise mode "none" its noise strengths
       are 0, so that it adds no noise wherever it is run.
-    * Any other generator comes back as a `Generator` that maps latents first.
+    * Any other generator comes back as a `Generator` that maps latents first; where the basis is in
+      blocks, so is the map.
 
     Args:
       scheme: of the generator.
@@ -67,6 +70,8 @@ def issue_model(scheme: Scheme, key: ArrayLike) -> Generator:
     if len(keys) != 1:
         raise InputError(f"{len(keys)} keys: a copy carries one")
     symbols = scheme.symbols_of(keys)[0].astype(np.float64)
+    if isinstance(scheme.basis, BlockBasis):
+        return _wrapped_blocks(scheme, scheme.basis, symbols)
     rows = _Rows.of(scheme)
     offset = rows.mean - (rows.mean @ rows.dual_u.T) @ rows.u
     offset = offset + float(scheme.strength) * (symbols @ rows.v)
@@ -156,6 +161,22 @@ class _Decode:
 
 
 @dataclasses.dataclass(frozen=True)
+class _DecodeBlocks:
+    """z' = offset + z M, then the generator; M is one small matrix for each block."""
+
+    decode: Callable[..., Array]
+    transform: Transform
+    grid: tuple[int, int, int]
+
+    def __call__(self, params, latents: Array, **options) -> Array:
+        flat = latents.reshape(latents.shape[0], -1)
+        values = to_blocks(self.transform, self.grid, flat)
+        values = jnp.einsum("bns,nst->bnt", values, params["matrices"])
+        mapped = params["offset"][None] + from_blocks(self.transform, self.grid, values)
+        return self.decode(params["generator"], mapped.reshape(latents.shape), **options)
+
+
+@dataclasses.dataclass(frozen=True)
 class _Inner:
     """A function of the generator inside."""
 
@@ -177,6 +198,39 @@ def _wrapped(generator: Generator, rows: _Rows, offset: np.ndarray) -> Generator
             "left": _stored(left),
             "right": _stored(right),
             "offset": _stored(offset),
+        },
+        latent_shape=generator.latent_shape,
+        image_shape=generator.image_shape,
+        sample_latents=_inner(generator.sample_latents),
+        encode=_inner(generator.encode),
+        name=generator.name,
+    )
+
+
+def _wrapped_blocks(scheme: Scheme, basis: BlockBasis, symbols: np.ndarray) -> Generator:
+    """The generator behind z -> z @ M + offset, M in the blocks of the scheme's basis.
+
+    A block's matrix says which directions carry keys, as M does, and not which is which bit.
+    """
+    generator, (count, rows, _) = scheme.generator, basis.blocks.shape
+    owner = np.asarray(jax.device_get(basis.owner)).reshape(count, rows, 1)
+    carries = (owner >= scheme.shift) & (owner < scheme.shift + scheme.num_symbols)
+    free = (owner >= 0) & ~carries
+    blocks, dual = (
+        np.asarray(jax.device_get(x), np.float64) for x in (basis.blocks, basis.dual_blocks)
+    )
+    matrices = _stored(np.einsum("nrs,nrt->nst", np.where(free, dual, 0), blocks))
+    mean = jax.device_put(np.asarray(jax.device_get(basis.mean), np.float32))
+    alpha = jnp.zeros((1, scheme.num_alpha), jnp.float32)
+    shifted = scheme.latents_of(alpha, _stored(symbols)[None]).reshape(-1)
+    values = to_blocks(basis.transform, basis.grid, mean[None])
+    kept = from_blocks(basis.transform, basis.grid, jnp.einsum("bns,nst->bnt", values, matrices))
+    return Generator(
+        decode=_DecodeBlocks(generator.decode, basis.transform, basis.grid),
+        params={
+            "generator": generator.params,
+            "matrices": matrices,
+            "offset": shifted - kept[0],
         },
         latent_shape=generator.latent_shape,
         image_shape=generator.image_shape,

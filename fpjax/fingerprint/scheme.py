@@ -22,6 +22,7 @@ from jaxtyping import Float
 
 from fpjax.errors import InputError
 from fpjax.fingerprint.basis import Basis
+from fpjax.fingerprint.block_basis import BlockBasis
 from fpjax.fingerprint.calibration import Calibration
 from fpjax.fingerprint.codes import Code, IndependentBits, code_named
 from fpjax.fingerprint.keys import Levels, check_keys, to_symbols
@@ -64,7 +65,7 @@ class Scheme:
     """
 
     generator: Generator
-    basis: Basis
+    basis: Basis | BlockBasis
     strength: Array | float
     key_length: int = static()
     shift: int = static()
@@ -76,7 +77,7 @@ class Scheme:
     def create(
         cls,
         generator: Generator,
-        basis: Basis,
+        basis: Basis | BlockBasis,
         key_length: int | None = None,
         shift: int | None = None,
         strength: float | None = None,
@@ -170,6 +171,16 @@ class Scheme:
         first, last = self.shift, self.shift + self.num_symbols
         return stack.concatenate([rows[:first], rows[last:]]), rows[first:last]
 
+    def join(self, alpha: Any, symbols: Any) -> Any:
+        """The inverse of `split` along the last axis: (B, K - L), (B, L) -> (B, K).
+
+        >>> scheme = Scheme(None, None, 1.0, key_length=1, shift=1)
+        >>> scheme.join(jnp.array([[7, 9]]), jnp.array([[8]])).tolist()
+        [[7, 8, 9]]
+        """
+        first = self.shift
+        return jnp.concatenate([alpha[:, :first], symbols, alpha[:, first:]], axis=1)
+
     @property
     def alpha_std(self):
         """Natural standard deviations of alpha, (K - L,)."""
@@ -180,12 +191,10 @@ class Scheme:
         """Hash of all that decides how keys are written (not of `calibration`)."""
         header = self.header()
         del header["generator_name"]  # a name may differ between machines, the hash does not
-        arrays = [self.basis.mean, self.basis.directions, self.basis.std]
-        if self.basis.metric != "latent":
-            arrays.append(self.basis.dual)
         digest = hashlib.sha256(canonical_json(header).encode())
-        for array in arrays:
-            digest.update(np.ascontiguousarray(array, "<f4").tobytes())
+        for array in self.basis.arrays().values():
+            kind = "<f4" if np.issubdtype(array.dtype, np.floating) else "<i4"
+            digest.update(np.ascontiguousarray(array, kind).tobytes())
         return digest.hexdigest()
 
     def header(self) -> dict[str, Any]:
@@ -203,6 +212,9 @@ class Scheme:
         }
         if self.basis.metric != "latent":
             header["basis_metric"] = self.basis.metric
+        if isinstance(self.basis, BlockBasis):
+            header["basis_transform"] = self.basis.transform
+            header["basis_grid"] = list(self.basis.grid)
         return header
 
     def replace(self, **changes) -> Scheme:
@@ -212,9 +224,24 @@ class Scheme:
     def project(self, latents: Float[Array, "batch ..."]) -> Float[Array, "batch coordinates"]:
         """alpha = dual_U (w - mean): natural latents (B, *latent_shape) -> (B, K - L)."""
         flat = jnp.asarray(latents).reshape(latents.shape[0], -1)
+        if isinstance(self.basis, BlockBasis):
+            return self.split(self.basis.coordinates(flat).T)[0].T
         return (flat - jnp.asarray(self.basis.mean)[None]) @ self.split(
             jnp.asarray(self.basis.dual)
         )[0].T
+
+    def read(
+        self, latents: Float[Array, "batch ..."]
+    ) -> tuple[Float[Array, "batch coordinates"], Float[Array, "batch symbols"]]:
+        """The inverse of `latents_of`: alpha (B, K - L) and real-valued symbols (B, L)."""
+        flat = jnp.asarray(latents).reshape(latents.shape[0], -1)
+        if isinstance(self.basis, BlockBasis):
+            coordinates = self.basis.coordinates(flat)
+        else:
+            flat = flat - jnp.asarray(self.basis.mean)[None]
+            coordinates = flat @ jnp.asarray(self.basis.dual).T
+        alpha, symbols = self.split(coordinates.T)
+        return alpha.T, symbols.T / jnp.asarray(self.strength, jnp.float32)
 
     def embed(
         self, alpha: Float[Array, "batch coordinates"], keys: Any
@@ -259,8 +286,11 @@ class Scheme:
         symbols: Float[Array, "batch symbols"],
     ) -> Float[Array, "batch ..."]:
         """Latents of alpha (B, K - L) and real-valued symbols (B, L); differentiable in both."""
-        free, fingerprint = self.split(jnp.asarray(self.basis.directions))
         strength = jnp.asarray(self.strength, jnp.float32)
+        if isinstance(self.basis, BlockBasis):
+            flat = self.basis.latents(self.join(alpha, strength * symbols))
+            return flat.reshape(alpha.shape[0], *self.generator.latent_shape)
+        free, fingerprint = self.split(jnp.asarray(self.basis.directions))
         flat = (
             jnp.asarray(self.basis.mean)[None] + alpha @ free + strength * (symbols @ fingerprint)
         )

@@ -1,7 +1,8 @@
 """Schemes on disk: written once, read bit-exactly years later, refused where they do not fit.
 
     scheme.json              format version, identity, generator, key, strength
-    scheme.safetensors       basis; for a person's own generator also a picture it made
+    scheme.safetensors       basis, dense or in blocks; for a person's own generator also a
+                             picture it made
     calibration.json, calibration.safetensors    what calibration learned, where there is one
 
 Format 1, of the first version of fpjax, stays readable. Schemes with a code are format 3, so that
@@ -15,12 +16,13 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 
-from fpjax.errors import FpjaxError
+from fpjax.errors import FpjaxError, InputError
 from fpjax.fingerprint.basis import Basis
+from fpjax.fingerprint.block_basis import BlockBasis, Transform, num_blocks
 from fpjax.fingerprint.calibration import Calibration
 from fpjax.fingerprint.codes import IndependentBits, code_from_json
 from fpjax.fingerprint.decode import decode_images
@@ -68,13 +70,7 @@ def save_scheme(scheme: Any, path: str | os.PathLike) -> None:
     from safetensors.numpy import save_file
 
     basis = scheme.basis
-    arrays = {
-        "basis/mean": basis.mean,
-        "basis/directions": basis.directions,
-        "basis/std": basis.std,
-    }
-    if basis.metric != "latent":
-        arrays["basis/dual"] = basis.dual
+    arrays = {f"basis/{name}": array for name, array in basis.arrays().items()}
     if type(scheme.generator) is Generator:
         arrays["probe/image"] = _probe(scheme.generator, basis.mean)
     version = FORMAT_VERSION if scheme.code is None else FORMAT_VERSION_WITH_CODE
@@ -109,21 +105,7 @@ def open_scheme(
     try:
         arrays = load_tensors(path / "scheme.safetensors")
         old = header["format_version"] == 1
-        directions = arrays["basis/components" if old else "basis/directions"]
-        metric = header.get("basis_metric", "latent")
-        basis = Basis(
-            arrays["basis/mean"],
-            directions,
-            directions if metric == "latent" else arrays["basis/dual"],
-            arrays["basis/std"],
-            header["basis_num_samples"],
-            metric,
-        )
-        for name in ("mean", "directions", "dual", "std"):
-            array = getattr(basis, name)
-            ndim = 2 if name in ("directions", "dual") else 1
-            if array.dtype != np.float32 or array.ndim != ndim or not np.isfinite(array).all():
-                raise SchemeError(f"its basis has a {name} of {array.dtype} {array.shape}")
+        basis = _read_basis(header, arrays, generator)
         scheme = create(
             generator,
             basis,
@@ -153,6 +135,48 @@ def _read_code(value: str | dict[str, Any]):
     return None
 
 
+def _read_basis(
+    header: dict[str, Any], arrays: dict[str, np.ndarray], generator: Generator
+) -> Basis | BlockBasis:
+    """The basis of a scheme's file, checked as far as it must be to be used.
+
+    Raises:
+      SchemeError, KeyError, TypeError, ValueError: for what is no basis.
+    """
+    metric, samples = header.get("basis_metric", "latent"), header["basis_num_samples"]
+    found = {name[6:]: array for name, array in arrays.items() if name.startswith("basis/")}
+    sizes = {"mean": 1, "directions": 2, "dual": 2, "std": 1, "blocks": 3, "dual_blocks": 3}
+    for name, array in found.items():
+        if name in sizes and (
+            array.dtype != np.float32 or array.ndim != sizes[name] or not np.isfinite(array).all()
+        ):
+            raise SchemeError(f"its basis has a {name} of {array.dtype} {array.shape}")
+    if "basis_transform" not in header:
+        directions = found["components" if header["format_version"] == 1 else "directions"]
+        if directions.dtype != np.float32 or directions.ndim != 2:
+            raise SchemeError(f"its basis has directions of {directions.dtype} {directions.shape}")
+        dual = directions if metric == "latent" else found["dual"]
+        return Basis(found["mean"], directions, dual, found["std"], samples, metric)
+    transform, grid = header["basis_transform"], tuple(header["basis_grid"])
+    if transform not in get_args(Transform) or grid != generator.latent_shape or len(grid) != 3:
+        raise SchemeError(f"its basis has blocks {transform!r:.20} of latents {grid!r:.80}")
+    blocks, owner, size = found["blocks"], found["owner"], len(found["mean"])
+    dual = blocks if metric == "latent" else found["dual_blocks"]
+    count = num_blocks(transform, grid)
+    if (
+        blocks.shape[0] * blocks.shape[2] != size
+        or blocks.shape[0] != count
+        or dual.shape != blocks.shape
+        or owner.dtype != np.int32
+        or owner.shape != (count * blocks.shape[1],)
+        or set(owner.tolist()) - {-1} != set(range(len(found["std"])))
+    ):
+        raise SchemeError(f"its basis has blocks {blocks.shape} and owners {owner.shape}")
+    return BlockBasis(
+        found["mean"], blocks, dual, owner, found["std"], grid, transform, samples, metric
+    )
+
+
 def _bound_generator(path: Path, header: dict[str, Any], generator: Generator | None) -> Generator:
     name = header["generator_name"]
     if generator is None:
@@ -167,9 +191,14 @@ def _bound_generator(path: Path, header: dict[str, Any], generator: Generator | 
     noise = header.get("noise", "const")
     if noise != generator.noise:
         with_noise = getattr(generator, "with_noise", None)
-        if with_noise is None or noise not in ("const", "none"):
-            raise SchemeError(f"{path}: made with noise {noise!r:.20}, unknown to this generator")
-        generator = cast(Generator, with_noise(noise))
+        try:
+            if with_noise is None:
+                raise InputError("it has no modes")
+            generator = cast(Generator, with_noise(noise))
+        except (InputError, TypeError, ValueError) as error:
+            raise SchemeError(
+                f"{path}: made with noise {noise!r:.20}, unknown to this generator"
+            ) from error
     if header["generator_sha256"] != generator.sha256:
         raise SchemeError(
             f"{path}: made for generator {name!r:.80} with SHA-256 "

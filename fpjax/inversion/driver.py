@@ -27,7 +27,7 @@ from fpjax.inversion.observation import PerImage, pixel_residual
 from fpjax.inversion.problem import Problem, check_images
 from fpjax.inversion.solution import RUNNING, Solution, Status
 from fpjax.inversion.solvers.base import Solver
-from fpjax.inversion.solvers.levenberg_marquardt import LevenbergMarquardt
+from fpjax.inversion.solvers.default import default_solver
 from fpjax.models.jacobian import DEFAULT_MEMORY
 
 Array = jax.Array
@@ -67,9 +67,10 @@ def invert(
     Args:
       problem: what is minimised.
       images: (B, H, W, C), float in [-1, 1] or uint8.
-      solver: `LevenbergMarquardt()` (the default) or `Adam()`, or any other `Solver`.
+      solver: `LevenbergMarquardt()`, `MatrixFree()` (the default for a basis in blocks), `Adam()`,
+        or any other `Solver`.
       starts: (S, K) unknowns to start every image from, or (B, S, K). By default the solver's own:
-        the start that calibration fitted, or a Latin hypercube for Adam.
+        the start that calibration fitted, what the encoder reads, or a Latin hypercube for Adam.
       memory: bytes that a chunk of lanes may take on a device; sets how many run at once.
       mesh: devices to spread the images over, along all its axes; by default one device.
       progress: called with (images finished, images in all).
@@ -126,7 +127,7 @@ def invert_iter(
     >>> sorted(row for rows, solution in parts for row in rows.tolist())
     [0, 1, 2]
     """
-    solver = LevenbergMarquardt() if solver is None else solver
+    solver = default_solver(problem.scheme) if solver is None else solver
     images = check_images(problem, images)
     count = len(images)
     if count == 0:

@@ -71,6 +71,16 @@ class Problem:
 
         return cls(scheme, LPIPSDistance(), BoundsPrior(penalty_weight), symbols="sigmoid")
 
+    @classmethod
+    def paper_ldm(cls, scheme: Scheme) -> Problem:
+        """The published protocol for latent diffusion: as `paper`, with penalty weight 0.005.
+
+        Its latents are drawn by DDIM with 50 steps and eta 1, which is what `sample_latents` of a
+        generator with a diffusion prior does by default; its bases are in
+        `fpjax.fingerprint.tied_pca`.
+        """
+        return cls.paper(scheme, penalty_weight=0.005)
+
     @property
     def num_unknowns(self) -> int:
         """Coordinates of alpha and symbols together, K."""
@@ -81,7 +91,8 @@ class Problem:
         loaded = getattr(self.observation, "loaded", None)
         observation = self.observation if loaded is None else loaded()
         calibration, scheme = self.scheme.calibration, self.scheme.without_calibration()
-        rows = self.average_rows if calibration is None else calibration.start.forward
+        start = None if calibration is None else calibration.start
+        rows = self.average_rows if start is None else start.forward
         return dataclasses.replace(
             self,
             scheme=scheme,

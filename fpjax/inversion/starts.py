@@ -79,12 +79,15 @@ def _read(images: Array, weight: Array, bias: Array) -> Array:
 def linear_starts(
     problem: Problem, images: Float[np.ndarray, "batch height width channels"]
 ) -> Float[np.ndarray, "batch unknowns"]:
-    """The calibrated linear start of each image, (B, K) float32.
+    """The calibrated linear start of each image, (B, K) float32, or the encoder's where calibration
+    fitted none.
 
     Raises:
       InputError: if the scheme was never calibrated.
     """
     calibration = problem.scheme.calibration
+    if calibration is not None and calibration.start is None:
+        return encoder_starts(problem, images)  # what the calibration was made with
     if calibration is None:
         raise InputError(
             "the scheme has no start for inversions: make one with fpjax.calibrate(scheme, key), "
@@ -130,6 +133,38 @@ def nearer_start(
         bounded=problem.bounded,
         steps=_NEARER_STEPS,
     ).unknowns
+
+
+@jax.jit
+def _encode(scheme: Scheme, images: Array) -> Array:
+    assert scheme.generator.encode is not None
+    latents = scheme.generator.encode(scheme.generator.params, images)
+    alpha, symbols = scheme.read(latents)
+    centre, half = level_range(scheme.levels)
+    symbols = jnp.clip(symbols, centre - 2 * half, centre + 2 * half)
+    return jnp.concatenate([alpha, symbols], axis=1)
+
+
+def encoder_starts(
+    problem: Problem, images: Float[np.ndarray, "batch height width channels"], batch: int = 16
+) -> Float[np.ndarray, "batch unknowns"]:
+    """What the generator's own encoder reads in each image, (B, K) float32; symbols are kept near
+    their levels.
+
+    Raises:
+      InputError: if the generator has no encoder.
+    """
+    scheme = problem.scheme.without_calibration()
+    if scheme.generator.encode is None:
+        raise InputError(f"generator {scheme.generator.name!r} has no encoder to start from")
+    parts = []
+    for first in range(0, len(images), batch):
+        part = images[first : first + batch]
+        # One program, whatever the number of images.
+        padded = np.concatenate([part, np.repeat(part[-1:], batch - len(part), axis=0)])
+        found = np.asarray(jax.device_get(_encode(*jax.device_put((scheme, padded)))))
+        parts.append(found[: len(part)])
+    return np.concatenate(parts)
 
 
 def fit_linear_start(

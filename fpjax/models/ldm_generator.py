@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from fpjax.errors import InputError
 from fpjax.models import autoencoder, autoencoder_tiny, checkpoint, diffusion
 from fpjax.models.autoencoder import AutoencoderConfig
 from fpjax.models.autoencoder_tiny import AutoencoderTinyConfig
@@ -32,8 +34,10 @@ PRIOR = "prior"
 @dataclasses.dataclass(frozen=True)
 class _Decode:
     config: FirstStageConfig
+    quantize: bool = True
 
-    def __call__(self, params, latents: Array, *, quantize: bool = True) -> Array:
+    def __call__(self, params, latents: Array, *, quantize: bool | None = None) -> Array:
+        quantize = self.quantize if quantize is None else quantize
         if isinstance(self.config, AutoencoderTinyConfig):
             return autoencoder_tiny.decode(self.config, params, latents)
         return autoencoder.decode(self.config, params, latents, quantize=quantize)
@@ -60,13 +64,23 @@ class _Sample:
         return diffusion.ddim_sample(prior, params[PRIOR], key, num, steps, eta)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Pick:
+    """One of the latents that are given, at random."""
+
+    def __call__(self, params, key: Array, num: int) -> Array:
+        latents = params[PRIOR]["latents"]
+        return latents[jax.random.randint(key, (num,), 0, latents.shape[0])]
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class LDMGenerator(Generator):
     """The first stage of a latent diffusion model with its weights; the latent is z.
 
     * `decode(params, latents (B, h, w, C), quantize=True)` takes the nearest codebook entries
-      first, in a VQ model; see `autoencoder.decode`.
+      first, in a VQ model; see `autoencoder.decode`. `with_noise("unquantized")` changes the
+      default.
     * `encode(params, images, key=None)`: with a key, a KL model's latent is drawn instead of its
       mean; see `autoencoder.encode`.
     * `sample_latents(params, key, num, steps=50, eta=1.0)` draws by DDIM; None without a prior.
@@ -113,6 +127,50 @@ class LDMGenerator(Generator):
             prior_config=None if prior is None else prior.config,
             info_json=checkpoint.canonical_json(dict(info or {})),
         )
+
+    @property
+    def noise(self) -> str:
+        """ "unquantized" where a VQ model decodes latents as they are, else "const"."""
+        assert isinstance(self.decode, _Decode)
+        return "const" if self.decode.quantize else "unquantized"
+
+    def with_noise(self, noise: str) -> LDMGenerator:
+        """The same generator, which by default quantises latents ("const") or not.
+
+        A VQ model's published decoder takes the nearest codes first, so that what lies between
+        codes is lost. "unquantized" decodes latents as they are.
+
+        Raises:
+          InputError: for another mode, or "unquantized" of a first stage without codes.
+        """
+        has_codes = isinstance(self.config, AutoencoderConfig) and self.config.is_vq
+        if noise not in (("const", "unquantized") if has_codes else ("const",)):
+            raise InputError(
+                f"noise {noise!r}: this generator has 'const'"
+                + (" and 'unquantized'" if has_codes else " alone")
+            )
+        return dataclasses.replace(self, decode=_Decode(self.config, noise == "const"))
+
+    def with_latents(self, latents) -> LDMGenerator:
+        """The same first stage, whose natural latents are drawn from those given.
+
+        For a first stage without a denoiser: encode pictures of what it is for. Its `sha256`, and
+        what is a scheme of it, stay the same.
+
+        Args:
+          latents: (N, *latent_shape), a few thousand for a good covariance.
+
+        Raises:
+          InputError: for latents of another shape.
+        """
+        given = jnp.asarray(latents, jnp.float32)
+        if given.ndim != 4 or given.shape[1:] != self.latent_shape or len(given) < 2:
+            raise InputError(
+                f"latents have shape {given.shape}: expected (at least 2, "
+                f"{', '.join(map(str, self.latent_shape))})"
+            )
+        params = {**self.params, PRIOR: {"latents": given}}
+        return dataclasses.replace(self, params=params, prior_config=None, sample_latents=_Pick())
 
     @property
     def info(self) -> dict[str, Any]:

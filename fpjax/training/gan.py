@@ -17,6 +17,7 @@ import optax
 
 from fpjax.models import stylegan2
 from fpjax.training import discriminator
+from fpjax.training.averaging import averaged, descend
 
 Array = jax.Array
 State = dict[str, Any]
@@ -60,6 +61,11 @@ class GANConfig:
     def critic(self) -> stylegan2.StyleGAN2Config:
         """Sides and channels of the discriminator."""
         return dataclasses.replace(self.model, channels=self.critic_channels)
+
+    @property
+    def resolution(self) -> int:
+        """Side of the images."""
+        return self.model.resolution
 
     @property
     def total_steps(self) -> int:
@@ -110,13 +116,6 @@ def _generate(config: GANConfig, params, key: Array) -> tuple[Array, Array]:
     return stylegan2.synthesis(config.model, params, w, noise=key_noise), w
 
 
-def _descend(optimizer, grads, state, params) -> tuple[Any, Any]:
-    # Optax raises floats to its integer step count, which strict promotion would refuse.
-    with jax.numpy_dtype_promotion("standard"):
-        updates, state = optimizer.update(grads, state)
-        return optax.apply_updates(params, updates), state
-
-
 @functools.partial(jax.jit, static_argnums=(0, 3), donate_argnums=(1,))
 def train_step(
     config: GANConfig, state: State, images: Array, with_r1: bool
@@ -145,7 +144,7 @@ def train_step(
         return jax.nn.softplus(-critic(state["discriminator"], fake)).mean(), w
 
     (loss_g, w), grads = jax.value_and_grad(generator_loss, has_aux=True)(state["generator"])
-    generator, opt_g = _descend(optimizer_g, grads, state["optimizer_g"], state["generator"])
+    generator, opt_g = descend(optimizer_g, grads, state["optimizer_g"], state["generator"])
     mean_w = jax.lax.stop_gradient(w).mean(axis=0)
     w_avg = generator["mapping"]["w_avg"]
     generator["mapping"]["w_avg"] = mean_w + config.w_avg_decay * (w_avg - mean_w)
@@ -166,15 +165,11 @@ def train_step(
     grads, (loss_d, penalty, real_score, fake_score) = jax.grad(discriminator_loss, has_aux=True)(
         state["discriminator"]
     )
-    critic_params, opt_d = _descend(
-        optimizer_d, grads, state["optimizer_d"], state["discriminator"]
-    )
+    critic_params, opt_d = descend(optimizer_d, grads, state["optimizer_d"], state["discriminator"])
 
-    # The average starts short, so that early checkpoints do not show the random initialisation.
-    seen = ((state["step"] + 1) * config.batch_size).astype(jnp.float32)
-    half_life = jnp.minimum(config.ema_half_life, 0.05 * seen + config.batch_size)
-    decay = 0.5 ** (config.batch_size / half_life)
-    average = jax.tree.map(lambda a, p: p + decay * (a - p), state["average"], generator)
+    average = averaged(
+        state["average"], generator, state["step"], config.batch_size, config.ema_half_life
+    )
     new_state = {
         "step": state["step"] + 1,
         "generator": generator,

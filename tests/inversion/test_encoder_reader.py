@@ -1,0 +1,89 @@
+"""The encoder as reader: measured once, and honest about what it read."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fpjax
+from fpjax.attribution.decision import decide
+from fpjax.errors import InputError
+from fpjax.fingerprint.keys import to_symbols
+from fpjax.inversion.encoder_reader import fit_encoder_reader
+from fpjax.inversion.solution import Status
+from tests import pictures, toys
+
+
+@pytest.fixture(scope="module")
+def scheme():
+    return pictures.scheme(strength=0.4, length=12)
+
+
+@pytest.fixture(scope="module")
+def reader(scheme):
+    return fit_encoder_reader(scheme, jax.random.key(1), 600)
+
+
+@pytest.fixture(scope="module")
+def files(scheme):
+    keys = fpjax.sample_keys(jax.random.key(2), 200, 12)
+    return fpjax.generate(scheme, jax.random.key(3), keys).images, keys
+
+
+def test_it_reads_most_bits_in_one_pass(scheme, reader, files):
+    images, keys = files
+    found = reader.read(scheme, images)
+    assert (found.keys == keys).mean() > 0.85
+    assert (found.steps == 0).all() and np.isnan(found.residual).all()
+    assert (found.status == Status.SOLVED).mean() > 0.9
+
+
+def test_its_information_is_honest(scheme, reader, files):
+    """D of the true key has mean L: 12, to the error of 200 files and of the estimate."""
+    images, keys = files
+    found = reader.read(scheme, images)
+    score = found.score(to_symbols(keys, scheme.levels))
+    assert 0.8 < score.mean() / 12 < 1.25
+    # And it predicts how many bits are wrong, each read by itself.
+    covariance = np.linalg.inv(reader.information.astype(np.float64))
+    best = np.linalg.solve(reader.information, found.linear.T).T
+    wrong = (best > 0) != (keys == 1)
+    from scipy.stats import norm
+
+    expected = norm.cdf(-1 / np.sqrt(np.diag(covariance))).mean()
+    assert abs(wrong.mean() - expected) < 0.05
+
+
+def test_its_readings_go_through_the_same_verdicts(scheme, reader, files):
+    images, keys = files
+    found = reader.read(scheme, images[:4])
+    users = [str(i) for i in range(4)]
+    named = [v.user for v in decide(found, users, keys[:4], false_positive_rate=0.02)]
+    assert named.count(None) <= 1
+    assert all(user in (None, str(i)) for i, user in enumerate(named))
+
+
+def test_what_is_no_picture_of_the_generator_is_far_from_its_error(scheme, reader):
+    noise = np.random.default_rng(0).uniform(-1, 1, (3, *pictures.SHAPE)).astype(np.float32)
+    noise[2] = np.nan
+    found = reader.read(scheme, noise)
+    assert (found.noise_ratio[:2] > 1.5).all()
+    assert found.status.tolist() == [Status.CONVERGED, Status.CONVERGED, Status.NOT_FINITE]
+
+
+def test_a_reader_is_of_one_scheme_and_needs_an_encoder_and_files(scheme, reader):
+    other = scheme.replace(strength=0.5)
+    with pytest.raises(InputError, match="measured for scheme"):
+        reader.read(other, np.zeros((1, *pictures.SHAPE), np.uint8))
+    with pytest.raises(InputError, match="no encoder"):
+        fit_encoder_reader(toys.scheme(), jax.random.key(0))
+    with pytest.raises(InputError, match="at least 48"):
+        fit_encoder_reader(scheme, jax.random.key(0), 20)
+
+
+def test_latents_may_be_given_where_nothing_draws_them(scheme):
+    made = scheme.generator
+    latents = np.asarray(made.natural_latents(jax.random.key(4), 60)).reshape(60, -1)
+    silent = scheme.replace(generator=made.replace(sample_latents=None))
+    reader = fit_encoder_reader(silent, jax.random.key(1), 60, latents=latents)
+    assert reader.num_images == 60 and jnp.isfinite(reader.covariance).all()
