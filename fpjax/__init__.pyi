@@ -8,10 +8,12 @@ from .attribution.decision import (
 from .attribution.decision import (
     Verdict as Verdict,
 )
-from .attribution.decision import (
+from .attribution.derived_registry import DerivedRegistry as DerivedRegistry
+from .attribution.files import (
     attribute as attribute,
 )
-from .attribution.derived_registry import DerivedRegistry as DerivedRegistry
+from .attribution.pictures import Picture as Picture
+from .attribution.pictures import read_picture as read_picture
 from .attribution.registry import (
     Registry as Registry,
 )
@@ -65,8 +67,14 @@ from .inversion.observation import (
     Observation as Observation,
 )
 from .inversion.observation import (
+    PerImage as PerImage,
+)
+from .inversion.observation import (
     Rounded8Bit as Rounded8Bit,
 )
+from .inversion.observation_filtered import Filter as Filter
+from .inversion.observation_filtered import Filtered as Filtered
+from .inversion.observation_jpeg import Jpeg as Jpeg
 from .inversion.prior import BoundsPrior as BoundsPrior
 from .inversion.prior import GaussianPrior as GaussianPrior
 from .inversion.problem import Problem as Problem

@@ -83,6 +83,8 @@ class Verdict:
       explained: whether it does.
       nearest_user: holder of the nearest key, attributed, revoked or not; None if nobody is
         registered.
+      history: what is believed to have been done to the picture, such as "JPEG 75", or "".
+      attempts: observations that it was read with; `p_value` counts them all.
 
     >>> Verdict(
     ...     user=None, reason=Reason.NOBODY_REGISTERED, matching_bits=0, key_length=64, p_value=1.0,
@@ -98,6 +100,17 @@ class Verdict:
     noise_ratio: float
     explained: bool
     nearest_user: str | None = None
+    history: str = ""
+    attempts: int = 1
+
+    @property
+    def finding(self) -> str:
+        """The verdict in words, such as "own file after JPEG 75"."""
+        if self.user is None:
+            return "not attributed"
+        if self.explained:
+            return f"own file after {self.history}" if self.history else "own file"
+        return f"carries the key of {self.user}; the picture is not fully explained"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -25,6 +25,7 @@ _NAMES = {
     "calibration": "calibration",
     "observation": "observation",
     "noise": "noise",
+    "resize": "resize",
     "solver": "solver",
     "false_positive_rate": "false-positive rate",
     "num_users": "number of registered users",

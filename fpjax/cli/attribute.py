@@ -52,7 +52,21 @@ def add_arguments(parser: common.Parser) -> None:
         metavar="STD",
         type=common.number_between(0, 2),
         help="Standard deviation of white noise that was added to the images, which reach from "
-        "-1 to 1. By default they are taken for clean 8-bit files.",
+        "-1 to 1: all of them are read as such.",
+    )
+    flags.add_argument(
+        "--observation",
+        choices=("file", "auto", "rounded"),
+        default="file",
+        help="How the images became files. file: what each file says of itself, such as a JPEG "
+        "file's tables. auto: what the picture says too, where that does not explain it; takes "
+        "longer, and counts as two tries. rounded: all are clean 8-bit files. Default: "
+        "%(default)s.",
+    )
+    flags.add_argument(
+        "--resize",
+        action="store_true",
+        help="Take images of another size than the generator's, too, as resized ones.",
     )
     common.add_quiet_flag(parser)
 
@@ -74,6 +88,9 @@ def answer(verdict, inversion: str) -> dict[str, Any]:
         "p_value": _number(verdict.p_value),
         "noise_ratio": _number(verdict.noise_ratio),
         "explained": bool(verdict.explained),
+        "finding": verdict.finding,
+        "history": verdict.history,
+        "attempts": verdict.attempts,
         "inversion": inversion,
     }
 
@@ -87,7 +104,8 @@ def sentence(verdict, notes: tuple[str, ...] = ()) -> str:
         *notes,
     ]
     if verdict.user is not None:
-        return f"{common.shown(verdict.user)} ({', '.join(evidence)})"
+        how = _how(verdict)
+        return f"{common.shown(verdict.user)} ({', '.join([*how, *evidence])})"
     if _is_revoked(verdict):
         evidence.insert(0, f"that of {common.shown(verdict.nearest_user)}")
     return f"not attributed: {verdict.reason} ({', '.join(evidence)})"
@@ -97,27 +115,37 @@ def _is_revoked(verdict) -> bool:
     return verdict.reason.name == "REVOKED"
 
 
+def _how(verdict) -> list[str]:
+    """What a line of an attributed picture says besides its evidence."""
+    if not verdict.explained:
+        return ["the picture is not fully explained"]
+    return [f"after {verdict.history}"] if verdict.history else []
+
+
 def main(args: argparse.Namespace) -> int:
     """Runs the command."""
     if not args.names:
         raise common.UsageError("name the images: fpjax attribute IMAGE [IMAGE ...]")
+    if args.noise is not None and args.observation == "auto":
+        raise common.UsageError("--noise says what was done, --observation=auto asks: give one")
     if args.resume and args.json in (None, "-"):
         raise common.UsageError("--resume goes on with a file of answers: name it with --json")
     images = list(dict.fromkeys(args.names))
     answers = Answers(args.json, resume=args.resume)
 
     import jax
-    import numpy as np
 
     import fpjax
-    from fpjax.attribution.decision import attribute
+    from fpjax.attribution.files import attribute
     from fpjax.inversion.observation import Gaussian, Rounded8Bit
     from fpjax.inversion.solvers.default import default_solver
     from fpjax.progress import Display
 
     common.use_compilation_cache()
     scheme = common.open_scheme(args)
-    observation = Rounded8Bit() if args.noise is None else Gaussian(args.noise)
+    observation = args.observation if args.observation != "rounded" else Rounded8Bit()
+    if args.noise is not None:
+        observation = Gaussian(args.noise)
     solver = default_solver(scheme)
     with common.open_registry(args, scheme.id) as registry:
         num_revoked = len(registry.revoked())
@@ -126,7 +154,8 @@ def main(args: argparse.Namespace) -> int:
                 "version": fpjax.__version__,
                 "scheme": scheme.id,
                 "calibration": scheme.calibration and scheme.calibration.sha256,
-                "observation": observation.name,
+                "observation": getattr(observation, "name", observation),
+                "resize": args.resize,
                 "noise": args.noise,
                 "solver": solver.name,
                 "false_positive_rate": args.false_positive_rate,
@@ -145,13 +174,14 @@ def main(args: argparse.Namespace) -> int:
                 for first in range(0, len(pending), batch):
                     progress("attributing", first, len(pending))
                     taken = pending[first : first + batch]
-                    files = _read(taken, scheme.generator.image_shape, answers, progress)
+                    shape = scheme.generator.image_shape
+                    files = _read(taken, shape, args.resize, answers, progress)
                     lines: list[str] = []
                     if files:
                         done = first + len(taken) - len(files)
                         found = attribute(
                             scheme,
-                            np.stack([file.pixels for file in files.values()]),
+                            list(files.values()),
                             registry,
                             false_positive_rate=args.false_positive_rate,
                             observation=observation,
@@ -177,14 +207,15 @@ def main(args: argparse.Namespace) -> int:
     return common.EXIT_FAILED if failed else common.EXIT_OK
 
 
-def _read(taken: list[str], image_shape, answers: Answers, progress) -> dict[str, Any]:
+def _read(taken: list[str], shape, resize: bool, answers: Answers, progress) -> dict[str, Any]:
     """The image files that can be read, by name; what is wrong with the others is an answer too."""
-    from fpjax.io.images import ImageError, read_image
+    from fpjax.attribution.pictures import read_picture
+    from fpjax.io.images import ImageError
 
     files = {}
     for image in taken:
         try:
-            files[image] = read_image(image, image_shape)
+            files[image] = read_picture(image, shape, resize=resize)
         except ImageError as error:
             progress.finish()
             common.say(error)

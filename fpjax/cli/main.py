@@ -22,6 +22,7 @@ from fpjax.cli import (
     design,
     generate,
     model_issue,
+    robustness,
     scheme_create,
     user_add,
     user_list,
@@ -50,6 +51,7 @@ COMMANDS = {
     "attribute": (attribute, "say who made each image file"),
     "basis": (basis, "show directions of a generator's latents"),
     "design": (design, "predict what directions, strength and key length give"),
+    "robustness": (robustness, "attack pictures, and say how many makers are still found"),
     "capacity": (capacity, "measure and predict how many users a scheme tells apart"),
 }
 _SIGNALS = ("SIGTERM", "SIGHUP")

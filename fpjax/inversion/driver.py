@@ -23,7 +23,7 @@ from jaxtyping import Float, Int, Shaped
 from fpjax.errors import InputError
 from fpjax.fingerprint.keys import level_range
 from fpjax.inversion.information import decide_bits
-from fpjax.inversion.observation import pixel_residual
+from fpjax.inversion.observation import PerImage, pixel_residual
 from fpjax.inversion.problem import Problem, check_images
 from fpjax.inversion.solution import RUNNING, Solution, Status
 from fpjax.inversion.solvers.base import Solver
@@ -41,7 +41,8 @@ _MOST_LANES = 256
 
 
 class Wave(dict):
-    """Lanes of a wave: `state` and `status` (S, N, ...), `targets` (N, H, W, C)."""
+    """Lanes of a wave: `state` and `status` (S, N, ...), and `targets`: pixels (N, H, W, C) with
+    their own observations (a tree of (N, ...)), or None where one observation is all images'."""
 
 
 jax.tree_util.register_pytree_node(
@@ -127,12 +128,13 @@ def invert_iter(
     [0, 1, 2]
     """
     solver = default_solver(problem.scheme) if solver is None else solver
-    if (reason := solver.refuses(problem)) is not None:
-        raise InputError(f"{type(solver).__name__} does not take this problem: {reason}")
     images = check_images(problem, images)
     count = len(images)
     if count == 0:
         return
+    problem, observations = _own_observations(problem, count)
+    if (reason := solver.refuses(problem)) is not None:
+        raise InputError(f"{type(solver).__name__} does not take this problem: {reason}")
     starts = _check_starts(problem, images, starts, solver)
     mesh = Mesh(np.array(jax.devices()[:1]), ("images",)) if mesh is None else mesh
     placed = _Placed.of(mesh)
@@ -146,7 +148,8 @@ def invert_iter(
     for first in range(0, count, wave_size):
         rows = np.arange(first, min(first + wave_size, count))
         padded = np.concatenate([rows, np.full(wave_size - len(rows), rows[0])])
-        wave = _begin(solver, placed, chunks[0], problem, images[padded], starts[padded])
+        targets = images[padded], jax.tree.map(lambda leaf, p=padded: leaf[p], observations)
+        wave = _begin(solver, placed, chunks[0], problem, targets, starts[padded])
         real = np.arange(wave_size) < len(rows)
         if len(rows) < wave_size:
             wave["status"] = placed.put_lanes(
@@ -237,9 +240,10 @@ def _init(solver: Solver, placed: _Placed, chunk: int, problem: Problem, wave: W
     def local(problem, wave):
         def image(operands):
             starts, target = operands
-            states = jax.lax.map(lambda start: solver.init(problem, start, target), starts)
-            finite = jnp.all(jnp.isfinite(target))
-            begun = jax.vmap(lambda state: solver.terminate(problem, state))(states)
+            bound, pixels = _bound(problem, target)
+            states = jax.lax.map(lambda start: solver.init(bound, start, pixels), starts)
+            finite = jnp.all(jnp.isfinite(pixels))
+            begun = jax.vmap(lambda state: solver.terminate(bound, state))(states)
             ended = jnp.where(finite, begun, jnp.int32(Status.NOT_FINITE))
             return states, ended
 
@@ -252,11 +256,35 @@ def _init(solver: Solver, placed: _Placed, chunk: int, problem: Problem, wave: W
     return _sharded(placed, local)(problem, wave)
 
 
-def _begin(solver, placed: _Placed, chunk: int, problem, images, starts) -> Wave:
+def _own_observations(problem: Problem, count: int) -> tuple[Problem, Any]:
+    """The problem of the first image, and all images' own observations on the host, or None."""
+    if not isinstance(problem.observation, PerImage):
+        return problem, None
+    observations = jax.tree.map(
+        lambda leaf: np.asarray(jax.device_get(leaf)), problem.observation.observation
+    )
+    lengths = {len(leaf) if leaf.ndim else 0 for leaf in jax.tree.leaves(observations)}
+    if lengths != {count}:
+        raise InputError(
+            f"the observation is of {min(lengths, default=0)} images, and {count} were given"
+        )
+    first = jax.tree.map(lambda leaf: leaf[0], observations)
+    return dataclasses.replace(problem, observation=first), observations
+
+
+def _bound(problem: Problem, target: Any) -> tuple[Problem, Array]:
+    """One image's problem and its pixels."""
+    pixels, observation = target
+    if observation is None:
+        return problem, pixels
+    return dataclasses.replace(problem, observation=observation), pixels
+
+
+def _begin(solver, placed: _Placed, chunk: int, problem, targets, starts) -> Wave:
     wave = Wave(
         state=placed.put_lanes(np.ascontiguousarray(starts.swapaxes(0, 1))),
         status=placed.put_lanes(np.full(starts.shape[1::-1], RUNNING, np.int32)),
-        targets=placed.put_images(images),
+        targets=jax.tree.map(placed.put_images, targets),
     )
     return _init(solver, placed, chunk, problem, wave)
 
@@ -276,11 +304,12 @@ def _round(
         active = running[picked]
 
         def advance(state, target):
-            state = solver.step(problem, state, target, plan)
-            return state, solver.terminate(problem, state)
+            bound, pixels = _bound(problem, target)
+            state = solver.step(bound, state, pixels, plan)
+            return state, solver.terminate(bound, state)
 
         before = jax.tree.map(lambda x: x[picked], flat)
-        operands = (before, wave["targets"][picked % images])
+        operands = (before, jax.tree.map(lambda x: x[picked % images], wave["targets"]))
         if chunk == 1:
             after, ended = jax.tree.map(
                 lambda x: x[None], advance(*jax.tree.map(lambda x: x[0], operands))
@@ -307,9 +336,13 @@ def _round(
 @functools.partial(jax.jit, static_argnums=0)
 def _estimates(solver: Solver, problem: Problem, wave: Wave):
     """The best lane of each image: (estimate, status, steps, pixel residual)."""
-    lanes = jax.vmap(  # over starts, then images
-        jax.vmap(lambda state, target: solver.solution(problem, state, target)), in_axes=(0, None)
-    )(wave["state"], wave["targets"])
+
+    def of_lane(state, target):
+        bound, pixels = _bound(problem, target)
+        return solver.solution(bound, state, pixels)
+
+    # Over starts, then images.
+    lanes = jax.vmap(jax.vmap(of_lane), in_axes=(0, None))(wave["state"], wave["targets"])
     steps = jax.vmap(jax.vmap(solver.steps_taken))(wave["state"])
     # Lanes that another start made needless cannot win, nor can values that are not finite.
     lost = (wave["status"] == Status.SUPERSEDED) | ~jnp.isfinite(lanes.cost)
@@ -321,7 +354,7 @@ def _estimates(solver: Solver, problem: Problem, wave: Wave):
     estimate = best(lanes)
     residual = jax.lax.map(
         lambda operands: pixel_residual(problem.image(operands[0]), operands[1]),
-        (estimate.unknowns, wave["targets"]),
+        (estimate.unknowns, wave["targets"][0]),
     )
     soft_bits = problem.bits_of(estimate.unknowns)
     return estimate, best(wave["status"]), best(steps), residual, soft_bits

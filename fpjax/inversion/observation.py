@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import log_ndtr
 from jaxtyping import Float, PRNGKeyArray, UInt8
 
@@ -179,6 +181,11 @@ class Gaussian:
             )
 
     @property
+    def pixel_std(self) -> Array:
+        """Noise of a pixel, images in [-1, 1]: starts do not fit what is smaller."""
+        return self.total_std
+
+    @property
     def total_std(self) -> Array:
         """Noise and rounding together."""
         return jnp.sqrt(jnp.asarray(self.std, jnp.float32) ** 2 + ROUNDING_STD**2)
@@ -213,6 +220,60 @@ class Gaussian:
         """Clips, adds noise, clips and rounds."""
         noise = jax.random.normal(key, images.shape, jnp.float32)
         return to_8bit(jnp.clip(images, -1, 1) + jnp.asarray(self.std, jnp.float32) * noise)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class PerImage:
+    """Each image of a batch has an observation of its own: one history, other numbers.
+
+    `Problem` takes it like an observation of all; the driver gives every image its part.
+
+    Attributes:
+      observation: one whose leaves have the images' axis in front.
+
+    >>> PerImage.stack([Gaussian(0.1), Gaussian(0.2)]).observation.std.shape
+    (2,)
+    """
+
+    observation: Observation
+
+    name: ClassVar[str] = "per-image"
+
+    def residual(self, image: Array, target: Array, leak: Array | float = 0.0) -> Array:
+        """Refused: one image has one observation, which the driver takes out."""
+        raise InputError("PerImage is of a batch: use fpjax.invert, or one image's observation")
+
+    def counted(self, image: Array, target: Array) -> Array:
+        """Refused, as `residual`."""
+        return self.residual(image, target)
+
+    def simulate(self, key: PRNGKeyArray, images: Array) -> Array:
+        """Refused, as `residual`."""
+        del key
+        return self.residual(images, images)
+
+    @classmethod
+    def stack(cls, observations: Sequence[Observation]) -> PerImage:
+        """Observations of several images as one.
+
+        Raises:
+          InputError: for none, or such that differ in more than numbers.
+        """
+        kinds = {jax.tree.structure(observation) for observation in observations}
+        if len(kinds) != 1:
+            raise InputError(
+                f"{len(observations)} observations of {len(kinds)} kinds: images that are read "
+                "together differ in numbers only"
+            )
+
+        def join(*leaves):
+            parts = [np.asarray(jax.device_get(leaf), np.float32) for leaf in leaves]
+            if len({part.shape for part in parts}) != 1:
+                raise InputError("observations of pictures of different sizes: read them apart")
+            return np.stack(parts)
+
+        return cls(jax.tree.map(join, *observations))
 
 
 def _tobit(margin: Array) -> Array:

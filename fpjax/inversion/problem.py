@@ -33,7 +33,8 @@ class Problem:
 
     Attributes:
       scheme: generator, directions, strength and levels.
-      observation: how the generator's output became the file; by default `Rounded8Bit`.
+      observation: how the generator's output became the file; by default `Rounded8Bit`. With
+        `PerImage` each image has its own.
       prior: by default `GaussianPrior`.
       symbols: "relaxed" lets symbols be real numbers, bounded to one spacing beyond the two levels;
         "sigmoid" writes them as a sigmoid of the unknown, as published.

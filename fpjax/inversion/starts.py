@@ -114,17 +114,19 @@ def nearer_start(
     assert isinstance(problem.prior, GaussianPrior) and problem.average_rows is not None
     mean, std = problem.prior.mean_and_std(problem.scheme)
     wanted = low_pass(target[None])[0]
+    # What is noise in the file must not be fitted.
+    noise = jnp.asarray(getattr(problem.observation, "pixel_std", ROUNDING_STD), jnp.float32)
 
     def objective(unknowns):
         image = jnp.clip(problem.image(unknowns), -1, 1)
-        residual = (low_pass(image[None])[0] - wanted) / ROUNDING_STD
+        residual = (low_pass(image[None])[0] - wanted) / noise
         cost = 0.5 * (residual @ residual) + problem.prior.penalty(problem.scheme, unknowns)
         ratio = jnp.sqrt(jnp.mean(residual**2))
         return residual, jnp.where(jnp.isfinite(cost), cost, jnp.inf), ratio
 
     return descend(
         objective,
-        problem.average_rows / ROUNDING_STD,
+        problem.average_rows / noise,
         (start, *objective(start)),
         (mean, 1 / std**2),
         jnp.ones((), jnp.float32),

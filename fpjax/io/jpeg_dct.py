@@ -236,6 +236,89 @@ def jpeg_coefficients(images: jax.Array, layout: JpegLayout) -> jax.Array:
     return jnp.concatenate(parts, axis=-1)
 
 
+@functools.partial(jax.jit, static_argnames=("layout", "channels"))
+def jpeg_pixels(coefficients: jax.Array, layout: JpegLayout, channels: int = 3) -> jax.Array:
+    """The picture that coefficients stand for, before it is clipped and rounded.
+
+    Chroma is brought to full size as libjpeg's decoder does (`layout.upsampling`), in exact
+    arithmetic. At full sampling it is the inverse of `jpeg_coefficients`.
+
+    Args:
+      coefficients: (..., layout.num_coefficients), as `jpeg_coefficients` gives them.
+      layout: that of the file.
+      channels: 3, or 1 for luma alone.
+
+    Returns:
+      (..., H, W, channels) of the coefficients' dtype, nominally in [-1, 1].
+
+    >>> layout = JpegLayout.of(16, 16)
+    >>> picture = 0.3 * jnp.ones((16, 16, 3))
+    >>> bool(jnp.allclose(jpeg_pixels(jpeg_coefficients(picture, layout), layout), picture))
+    True
+    """
+    coefficients = jnp.asarray(coefficients)
+    matrix = jnp.asarray(dct_matrix(), coefficients.dtype)
+    planes = []
+    for part, reduction, (rows, columns) in zip(
+        layout.split(coefficients), layout.reductions, layout.block_grids, strict=True
+    ):
+        blocks = jnp.einsum(
+            "ji,...nmjk,kl->...nmil", matrix, part, matrix, precision=jax.lax.Precision.HIGHEST
+        )
+        plane = jnp.swapaxes(blocks, -3, -2).reshape(*part.shape[:-4], 8 * rows, 8 * columns)
+        for axis, factor, size in (
+            (-1, reduction[0], layout.width),
+            (-2, reduction[1], layout.height),
+        ):
+            # The encoder's padding is no part of the picture.
+            kept = jax.lax.slice_in_dim(plane, 0, -(-size // factor), axis=axis)
+            if factor > 1:
+                weights = _upsampling(layout.upsampling, size, factor).astype(np.float32)
+                kept = jnp.moveaxis(
+                    jnp.tensordot(
+                        kept,
+                        jnp.asarray(weights, plane.dtype),
+                        (axis, 1),
+                        precision=jax.lax.Precision.HIGHEST,
+                    ),
+                    -1,
+                    axis,
+                )
+            plane = kept
+        planes.append(plane)
+    if layout.colour == "ycbcr" and channels == 3:
+        mixing = jnp.asarray(np.linalg.inv(YCBCR_FROM_RGB), coefficients.dtype)
+        stacked = jnp.stack(planes, axis=-1)
+        values = jnp.einsum("...k,ck->...c", stacked, mixing, precision=jax.lax.Precision.HIGHEST)
+    else:
+        values = jnp.stack((planes * channels)[:channels], axis=-1)
+    return values / 127.5
+
+
+def _upsampling(kind: str, length: int, factor: int) -> np.ndarray:
+    """Samples at full size from means over `factor` pixels, as weights (length, means)."""
+    if kind == "triangle":
+        return triangle_upsampling(length)
+    means = -(-length // factor)
+    return np.repeat(np.eye(means), factor, axis=0)[:length]
+
+
+def triangle_upsampling(length: int) -> np.ndarray:
+    """Linear interpolation of ceil(length / 2) samples to `length`, weights 3/4 and 1/4.
+
+    >>> triangle_upsampling(3).tolist()
+    [[1.0, 0.0], [0.75, 0.25], [0.25, 0.75]]
+    """
+    half = -(-length // 2)
+    matrix = np.zeros((2 * half, half))
+    for place in range(2 * half):
+        near = place // 2
+        far = np.clip(near + (1 if place % 2 else -1), 0, half - 1)
+        matrix[place, near] += 0.75
+        matrix[place, far] += 0.25
+    return matrix[:length]
+
+
 def _planes(values: jax.Array, layout: JpegLayout) -> list[jax.Array]:
     """The components of a picture at full size, each (..., H, W)."""
     channels = values.shape[-1]

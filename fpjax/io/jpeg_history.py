@@ -22,7 +22,7 @@ import math
 import numpy as np
 
 from fpjax.io.jpeg import standard_tables
-from fpjax.io.jpeg_dct import YCBCR_FROM_RGB, JpegError, JpegLayout, dct_matrix
+from fpjax.io.jpeg_dct import YCBCR_FROM_RGB, JpegError, JpegLayout, dct_matrix, triangle_upsampling
 
 # Rounding of luma and chroma to whole levels, 1 / sqrt(12), spread over all frequencies by an
 # orthonormal DCT. Symmetric blocks repeat their rounding errors, which then add up in some
@@ -265,7 +265,7 @@ def _chroma_blocks(pixels: np.ndarray, layout: JpegLayout) -> list[np.ndarray]:
     planes = [np.rint(pixels @ row) for row in YCBCR_FROM_RGB[1:]]
     for axis, factor in ((1, layout.reductions[1][0]), (0, layout.reductions[1][1])):
         if factor == 2:
-            inverse = np.linalg.pinv(_triangle_upsampling(pixels.shape[axis]))
+            inverse = np.linalg.pinv(triangle_upsampling(pixels.shape[axis]))
             planes = [np.moveaxis(np.tensordot(inverse, p, (1, axis)), 0, axis) for p in planes]
             length = pixels.shape[axis]
             pairs = np.minimum(np.arange(2 * inverse.shape[0]), length - 1)
@@ -275,18 +275,6 @@ def _chroma_blocks(pixels: np.ndarray, layout: JpegLayout) -> list[np.ndarray]:
             )
     # The decoder's own planes hold whole levels.
     return [_transform(np.rint(plane) + 127.5, usable) for plane in planes]
-
-
-def _triangle_upsampling(length: int) -> np.ndarray:
-    """Linear interpolation of ceil(length / 2) samples to `length`, weights 3/4 and 1/4."""
-    half = -(-length // 2)
-    matrix = np.zeros((2 * half, half))
-    for place in range(2 * half):
-        near = place // 2
-        far = np.clip(near + (1 if place % 2 else -1), 0, half - 1)
-        matrix[place, near] += 0.75
-        matrix[place, far] += 0.25
-    return matrix[:length]
 
 
 def _best_grid(pixels: np.ndarray) -> tuple[int, int]:

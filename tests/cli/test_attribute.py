@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fpjax.attribution import decision
+from fpjax.attribution import files
 from fpjax.attribution.registry import Registry
 from fpjax.cli.main import run
 from fpjax.io.images import load_image, save_image
@@ -29,7 +29,7 @@ def read(path) -> dict:
 @pytest.fixture
 def in_second_batch(monkeypatch):
     """Does something instead of answering the second batch; returns the sizes of all batches."""
-    real, sizes = decision.attribute, []
+    real, sizes = files.attribute, []
 
     def arrange(event):
         def attribute(scheme, images, *rest, **options):
@@ -38,7 +38,7 @@ def in_second_batch(monkeypatch):
                 event()
             return real(scheme, images, *rest, **options)
 
-        monkeypatch.setattr(decision, "attribute", attribute)
+        monkeypatch.setattr(files, "attribute", attribute)
         return sizes
 
     return arrange
@@ -246,15 +246,15 @@ def test_kill_9_costs_one_batch(workplace, tmp_path, in_second_batch, capsys):
     out = tmp_path / "answers.json"
     code = f"""
 import os, sys
-from fpjax.attribution import decision
+from fpjax.attribution import files
 from fpjax.cli.main import run
-real, sizes = decision.attribute, []
+real, sizes = files.attribute, []
 def attribute(*given, **options):
     sizes.append(1)
     if len(sizes) == 2:
         os.kill(os.getpid(), 9)
     return real(*given, **options)
-decision.attribute = attribute
+files.attribute = attribute
 run(["attribute", *sys.argv[1:], "--false_positive_rate=0.05", "--json={out}"])
 """
     arguments = [*workplace.images, *workplace.flags]
@@ -419,3 +419,20 @@ def test_a_file_of_other_things_is_not_overwritten(tmp_path, never_read, content
     assert run(["attribute", "x.png", f"--json={out}"]) == 1
     assert "something else than answers" in capsys.readouterr().err
     assert out.read_text() == content
+
+
+def test_a_jpeg_file_is_answered_with_what_was_done_to_it(workplace, tmp_path, capsys):
+    pixels = load_image(workplace.images[0], (12, 10, 1))
+    save_image(tmp_path / "sent.jpg", pixels)
+    out = tmp_path / "answers.json"
+    assert workplace.attribute(str(tmp_path / "sent.jpg"), f"--json={out}") == 0
+    assert ": ada (after JPEG 75, " in capsys.readouterr().out
+    (entry,) = read(out)["images"]
+    assert entry["finding"] == "own file after JPEG 75"
+    assert (entry["history"], entry["attempts"]) == ("JPEG 75", 1)
+
+
+def test_noise_that_is_stated_is_not_looked_for(workplace, capsys):
+    options = ["--noise=0.1", "--observation=auto"]
+    assert workplace.attribute(workplace.images[0], *options) == 2
+    assert "give one" in capsys.readouterr().err

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from fpjax.io.jpeg import standard_tables
-from fpjax.io.jpeg_dct import JpegError, JpegLayout
-from fpjax.io.jpeg_history import JpegStatus, _triangle_upsampling, estimate_jpeg_tables
+from fpjax.io.jpeg_dct import JpegError, JpegLayout, triangle_upsampling
+from fpjax.io.jpeg_history import JpegStatus, estimate_jpeg_tables
 from tests.reference import fixture
 
 
@@ -126,7 +126,7 @@ def test_the_interpolation_that_is_undone_is_the_decoders(length):
     picture.save(buffer, "JPEG", qtables=[[1] * 64] * 2, subsampling="4:2:2")
     decoded = Image.open(buffer)
     decoded.draft("YCbCr", picture.size)
-    expected = _triangle_upsampling(length) @ chroma[::2]
+    expected = triangle_upsampling(length) @ chroma[::2]
     # Steps of one blur a sample by up to about one level.
     assert np.abs(np.asarray(decoded)[0, :, 1] - expected).max() < 2
 

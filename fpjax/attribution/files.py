@@ -1,0 +1,339 @@
+"""Files as people send them: what a file says about its own history, and what the picture says.
+
+`observation="file"` believes the file: a JPEG file is read through its own tables, a picture of
+another size, when asked for, through the filter that changed it, everything else as a lossless
+file. `observation="auto"` goes on where that does not explain the picture: a lossless file that was
+once a JPEG is read through the tables that its pixels give away, and what is left is taken for
+noise of unknown power, before the file was written.
+
+What is tried depends on the picture alone, never on a key, so that its rate stays exact; a picture
+that is read twice is two questions, and its p-value is doubled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Shaped
+
+from fpjax.attribution import decision
+from fpjax.attribution.candidates import Candidates, Directory, candidates_of
+from fpjax.attribution.decision import (
+    DEFAULT_FALSE_POSITIVE_RATE,
+    Attribution,
+    Reason,
+    Verdict,
+    decide_among,
+    read_keys,
+)
+from fpjax.attribution.pictures import (
+    COARSE_NOISE,
+    Picture,
+    added_noise,
+    at_size,
+    once_jpeg,
+    read_picture,
+    sized,
+    stated,
+    with_noise,
+)
+from fpjax.attribution.registry import RegistryError
+from fpjax.errors import InputError
+from fpjax.fingerprint.keys import level_range
+from fpjax.fingerprint.scheme import Scheme
+from fpjax.fingerprint.stored import KeySource
+from fpjax.inversion.driver import invert
+from fpjax.inversion.observation import Observation, PerImage
+from fpjax.inversion.problem import Problem
+from fpjax.inversion.solution import Solution
+from fpjax.inversion.solvers.base import Solver
+from fpjax.inversion.solvers.default import default_solver
+from fpjax.models.jacobian import DEFAULT_MEMORY
+
+Reading = Literal["file", "auto"]
+
+_LIMIT = 1.5
+"""Noise ratio up to which a picture counts as explained."""
+
+
+def attribute(
+    scheme: Scheme,
+    images: Shaped[Array | np.ndarray, "batch height width channels"]
+    | Sequence[str | os.PathLike | Picture],
+    registry: Directory | Candidates | KeySource | None = None,
+    *,
+    false_positive_rate: float = DEFAULT_FALSE_POSITIVE_RATE,
+    observation: Observation | Reading | None = None,
+    resize: bool = False,
+    problem: Problem | None = None,
+    solver: Solver | None = None,
+    memory: int = DEFAULT_MEMORY,
+    mesh: Mesh | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Attribution:
+    """Reads the keys out of images and, given a registry, names their holders.
+
+    Args:
+      scheme: a calibrated scheme, as bundled or from `calibrate`.
+      images: (B, H, W, C), uint8 or float in [-1, 1]; or paths of files, or `Picture`s.
+      registry: who holds which key; without it there are no verdicts.
+      false_positive_rate: chance that an image made without the registered keys is attributed to
+        anybody at all. It is exact for keys that are uniformly random and secret, whatever the
+        image, the observation and the solver.
+      observation: how the generator's output became the files. "file" (the default for paths):
+        what each file says of itself. "auto": what the picture says, too, where that does not
+        explain it. An `Observation` (the default for arrays: `Rounded8Bit()`): that one for all.
+      resize: for paths: whether to take pictures of another size than the generator's.
+      problem: for `invert`, instead of one made of scheme and observation.
+      solver: by default `LevenbergMarquardt()`.
+      memory: see `invert`.
+      mesh: see `invert`.
+      progress: called with (images finished, images in all).
+
+    Returns:
+      The `Attribution`; its arrays are of the reading that fits a key best where there are two.
+
+    Raises:
+      InputError: if the images do not fit the generator or the scheme is not calibrated.
+      ImageError: if a file cannot be read.
+      RegistryError: if the registry belongs to another scheme.
+
+    >>> import fpjax
+    >>> scheme = fpjax.load_scheme("avatars-stylegan2")
+    >>> attribute(scheme, [], observation="auto").keys.shape
+    (0, 64)
+    """
+    is_array = not isinstance(images, Sequence)
+    if isinstance(observation, str) and observation not in ("file", "auto"):
+        raise InputError(f"observation {observation!r}: choose 'file', 'auto', or an Observation")
+    if isinstance(observation, str) and problem is not None:
+        raise InputError("give a problem or an observation, not both")
+    if is_array and not isinstance(observation, str):
+        return decision.attribute(
+            scheme, images, registry, false_positive_rate=false_positive_rate,
+            observation=observation, problem=problem, solver=solver, memory=memory, mesh=mesh,
+            progress=progress,
+        )  # fmt: skip
+    shape = scheme.generator.image_shape
+    pictures = _pictures(images, shape, resize)
+    if not isinstance(observation, str) and (observation is not None or problem is not None):
+        return attribute(
+            scheme, np.stack([picture.pixels for picture in pictures]), registry,
+            false_positive_rate=false_positive_rate, observation=observation, problem=problem,
+            solver=solver, memory=memory, mesh=mesh, progress=progress,
+        )  # fmt: skip
+    if isinstance(registry, Directory) and registry.scheme_id != scheme.id:
+        raise RegistryError(
+            f"{registry.path} belongs to scheme {registry.scheme_id}, the images are read with "
+            f"{scheme.id}"
+        )
+    solver = default_solver(scheme) if solver is None else solver
+    reader = _Reader(scheme, solver, memory, mesh, progress, len(pictures))
+    first = reader.read([stated(picture, shape) for picture in pictures], pictures)
+    readings = [first]
+    if observation == "auto":
+        rows = np.flatnonzero(~(first.solution.noise_ratio <= _limit(scheme)))
+        if len(rows):
+            readings.append(_second(reader, pictures, first, rows))
+    return _answer(scheme, readings, registry, false_positive_rate, solver, observation or "file")
+
+
+def _pictures(images, shape, resize: bool) -> list[Picture]:
+    if not isinstance(images, Sequence):
+        images = np.asarray(jax.device_get(images))
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape:
+            raise InputError(
+                f"images are {images.dtype} {images.shape}: expected uint8 "
+                f"(B, {', '.join(map(str, shape))}), as files hold them"
+            )
+        return [Picture(image) for image in images]
+    return [
+        item if isinstance(item, Picture) else read_picture(item, shape, resize=resize)
+        for item in images
+    ]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Readings:
+    """Some of the pictures, read once."""
+
+    rows: np.ndarray
+    solution: Solution
+    histories: list[str]
+    guessed: np.ndarray
+    """Whether the noise was estimated, so that the residual says nothing."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Reader:
+    scheme: Scheme
+    solver: Solver
+    memory: int
+    mesh: Mesh | None
+    progress: Callable[[int, int], None] | None
+    count: int
+
+    def read(self, observations: list[Observation], pictures: list[Picture]) -> _Readings:
+        """All pictures, those of one kind of observation together."""
+        solution = self.invert(observations, pictures, self.solver)
+        rows, histories = np.arange(len(pictures)), [picture.history for picture in pictures]
+        return _Readings(rows, solution, histories, np.zeros(len(pictures), bool))
+
+    def invert(self, observations, pictures, solver, starts=None, report=True) -> Solution:
+        shape = self.scheme.generator.image_shape
+        if not pictures:
+            return invert(Problem(self.scheme), np.zeros((0, *shape), np.uint8), solver)
+        kinds: dict = {}
+        for row, observation in enumerate(observations):
+            leaves, structure = jax.tree.flatten(observation)
+            kinds.setdefault((structure, *(np.shape(leaf) for leaf in leaves)), []).append(row)
+        order, parts, done = [], [], 0
+        for rows in kinds.values():
+
+            def told(finished: int, _: int, before: int = done) -> None:
+                if self.progress is not None and report:
+                    self.progress(before + finished, self.count)
+
+            same = [observations[row] for row in rows]
+            shared = same[0] if not jax.tree.leaves(same[0]) else PerImage.stack(same)
+            parts.append(
+                invert(
+                    Problem(self.scheme, shared),
+                    np.stack([at_size(pictures[row].pixels, shape) for row in rows]),
+                    solver,
+                    starts=None if starts is None else starts[rows],
+                    memory=self.memory,
+                    mesh=self.mesh,
+                    progress=told,
+                )
+            )
+            order += rows
+            done += len(rows)
+        return Solution.concatenate(parts).take(np.argsort(order))
+
+
+def _second(reader: _Reader, pictures: list[Picture], first: _Readings, rows) -> _Readings:
+    """Another look at pictures that the file alone does not explain."""
+    shape = reader.scheme.generator.image_shape
+    chosen = [pictures[row] for row in rows]
+    histories, jpegs = [], []
+    for picture in chosen:
+        jpeg, words = picture.jpeg, picture.history
+        if jpeg is None and (found := once_jpeg(picture)) is not None:
+            jpeg, words = found
+        jpegs.append(jpeg)
+        histories.append(words)
+    believed = np.array(
+        [
+            jpeg is not None and picture.jpeg is None
+            for picture, jpeg in zip(chosen, jpegs, strict=True)
+        ]
+    )
+    coarse = [
+        sized(picture, shape, with_noise(jpeg, 0.0 if known else COARSE_NOISE))
+        for picture, jpeg, known in zip(chosen, jpegs, believed, strict=True)
+    ]
+    rough = reader.invert(coarse, chosen, reader.solver, report=False)
+    observations = []
+    for i, (picture, jpeg) in enumerate(zip(chosen, jpegs, strict=True)):
+        if believed[i]:
+            observations.append(coarse[i])
+            continue
+        std = added_noise(float(rough.residual[i]), jpeg)
+        histories[i] = " and ".join(part for part in (f"noise of {std:.3f}", histories[i]) if part)
+        observations.append(sized(picture, shape, with_noise(jpeg, std)))
+    starts = _unknowns(reader.scheme, rough)
+    solution = reader.invert(observations, chosen, reader.solver, starts[:, None], report=False)
+    return _Readings(np.asarray(rows), solution, histories, ~believed)
+
+
+def _unknowns(scheme: Scheme, solution: Solution) -> np.ndarray:
+    centre, half = level_range(scheme.levels)
+    symbols = centre + 2 * half * (solution.soft_bits - 0.5)
+    return np.concatenate([solution.alpha, symbols], axis=1).astype(np.float32)
+
+
+def _limit(scheme: Scheme) -> float:
+    return _LIMIT if scheme.calibration is None else scheme.calibration.max_noise_ratio
+
+
+def _answer(
+    scheme: Scheme,
+    readings: list[_Readings],
+    registry: Directory | Candidates | KeySource | None,
+    rate: float,
+    solver: Solver,
+    name: str,
+) -> Attribution:
+    """The better of the readings of each picture, at a rate that counts them."""
+    first, *later = readings
+    solution = first.solution
+    verdicts: list[Verdict] | None = None
+    attempts = np.ones(len(solution), int)
+    for reading in later:
+        attempts[reading.rows] += 1
+    if registry is not None:
+        candidates, best = candidates_of(registry), {}
+        for reading in readings:
+            for tries in np.unique(attempts[reading.rows]):
+                chosen = np.flatnonzero(attempts[reading.rows] == tries)
+                part = reading.solution.take(chosen)
+                answers = decide_among(
+                    part, candidates, levels=scheme.levels, code=scheme.code,
+                    max_noise_ratio=_limit(scheme), false_positive_rate=rate / int(tries),
+                )  # fmt: skip
+                for k, (i, found) in enumerate(zip(chosen, answers, strict=True)):
+                    row = int(reading.rows[i])
+                    found = _told(found, reading, int(i), int(tries))
+                    if row not in best or found.p_value < best[row].p_value:
+                        best[row] = found
+                        solution = _put(solution, row, part.take([k]))
+        verdicts = [best[row] for row in range(len(solution))]
+    else:
+        for reading in later:
+            for i, row in enumerate(map(int, reading.rows)):
+                solution = _put(solution, row, reading.solution.take([i]))
+    calibration = scheme.calibration
+    return Attribution(
+        read_keys(solution, scheme.code, scheme.levels),
+        solution.soft_bits,
+        solution.information,
+        solution.residual,
+        solution.status,
+        solution,
+        verdicts,
+        name,
+        solver.name,
+        None if calibration is None else calibration.sha256,
+    )
+
+
+def _told(verdict: Verdict, reading: _Readings, i: int, attempts: int) -> Verdict:
+    """A verdict with what is believed of the picture's history, and with all attempts counted."""
+    explained, reason = verdict.explained, verdict.reason
+    if reading.guessed[i] and verdict.user is None:
+        # Any picture is explained by enough noise.
+        explained = False
+        if reason == Reason.NO_KEY_CLOSE_ENOUGH:
+            reason = Reason.NOT_EXPLAINED
+    return dataclasses.replace(
+        verdict,
+        p_value=min(1.0, verdict.p_value * attempts),
+        explained=explained,
+        reason=reason,
+        history=reading.histories[i],
+        attempts=attempts,
+    )
+
+
+def _put(solution: Solution, row: int, one: Solution) -> Solution:
+    """A solution with one image's row changed."""
+    order = np.arange(len(solution))
+    order[row] = len(solution)
+    return Solution.concatenate([solution, one]).take(order)

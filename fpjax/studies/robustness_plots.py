@@ -1,0 +1,126 @@
+"""Plots and page of a robustness study, from what `robustness.json` holds."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from fpjax.io.atomic import atomic_write
+
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+def write_page(folder: Path, result: Mapping[str, Any]) -> list[Path]:
+    """Draws the plots (SVG and PNG) and writes `index.html` beside them.
+
+    Args:
+      folder: of the study.
+      result: what `run_robustness` returned.
+
+    Returns:
+      The files, the page first.
+    """
+    import jinja2
+
+    files, figures = [], []
+    for name, title, text, figure in _figures(result):
+        for suffix in ("svg", "png"):
+            path = folder / f"{name}.{suffix}"
+            buffer = io.BytesIO()
+            metadata = {"Date": None} if suffix == "svg" else None
+            figure.savefig(buffer, format=suffix, metadata=metadata)
+            with atomic_write(path) as file:
+                file.write(buffer.getvalue())
+            files.append(path)
+        figures.append({"name": name, "title": title, "text": text})
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("fpjax.studies"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    page = environment.get_template("robustness.html").render(result=result, figures=figures)
+    with atomic_write(folder / "index.html", "w") as file:
+        file.write(page)
+    return [folder / "index.html", *files]
+
+
+def _figures(result: Mapping[str, Any]):
+    """(file name, title, what it shows, figure) of each plot for which there are cells."""
+    import matplotlib.style
+    from matplotlib.figure import Figure
+
+    cells = result["cells"]
+    if not cells:
+        return
+    with matplotlib.style.context(str(resources.files("fpjax.studies") / "fpjax.mplstyle")):
+        figure = Figure()
+        _performance(figure.add_subplot(), cells)
+        figure.legend(loc="outside lower center", ncols=2)
+        yield (
+            "performance-quality",
+            "Attribution against quality after the attack",
+            "The share of pictures that are attributed to their maker, against how much the attack "
+            "changed them. Further right is a milder attack. Bars are 95% intervals.",
+            figure,
+        )
+        if any(cell["predicted"] for cell in cells):
+            figure = Figure()
+            _prediction(figure.add_subplot(), [cell for cell in cells if cell["predicted"]])
+            figure.legend(loc="outside lower center", ncols=2)
+            yield (
+                "predicted-measured",
+                "Bit accuracy: predicted and measured",
+                "What the information at the true latent predicts, against what inversions of the "
+                "files gave. On the line an inversion got all that the file holds.",
+                figure,
+            )
+
+
+def _by_scheme(cells):
+    for i, name in enumerate(dict.fromkeys(cell["scheme"] for cell in cells)):
+        of_scheme = [cell for cell in cells if cell["scheme"] == name]
+        yield f"C{i}", _MARKERS[i % len(_MARKERS)], name, of_scheme
+
+
+def _performance(axes, cells) -> None:
+    for colour, marker, name, some in _by_scheme(cells):
+        right = [cell["right"] for cell in some]
+        axes.errorbar(
+            [cell["psnr"] for cell in some],
+            [share for share, _, _ in right],
+            yerr=[
+                [share - low for share, low, _ in right],
+                [high - share for share, _, high in right],
+            ],
+            linestyle="none",
+            marker=marker,
+            color=colour,
+            label=name,
+        )
+    axes.set(
+        xlabel="PSNR between the picture before and after the attack (dB; 99: unchanged)",
+        ylabel="Share attributed to their maker",
+        ylim=(-0.02, 1.02),
+    )
+
+
+def _prediction(axes, cells) -> None:
+    for colour, marker, name, some in _by_scheme(cells):
+        measured = [cell["bit_accuracy"] for cell in some]
+        axes.errorbar(
+            [cell["predicted"]["bit_accuracy"] for cell in some],
+            [share for share, _, _ in measured],
+            yerr=[
+                [share - low for share, low, _ in measured],
+                [high - share for share, _, high in measured],
+            ],
+            linestyle="none",
+            marker=marker,
+            color=colour,
+            label=name,
+        )
+    axes.plot([0.5, 1], [0.5, 1], color="0.6", linewidth=1)
+    axes.set(xlabel="Predicted share of right bits", ylabel="Measured share of right bits")

@@ -1,0 +1,201 @@
+"""Files as people send them: what is believed of their history, and how tries are counted.
+
+Inversion is replaced by what it would find, so that these facts are those of reading and counting;
+inversions of such files are in `tests/inversion`.
+"""
+
+import numpy as np
+import pytest
+
+import fpjax
+from fpjax.attacks import GaussianNoise, Jpeg, Rescale
+from fpjax.attribution import files
+from fpjax.attribution.decision import Reason
+from fpjax.errors import InputError
+from fpjax.fingerprint.basis import Basis
+from fpjax.fingerprint.keys import unpack_words
+from fpjax.inversion.observation import Gaussian, PerImage, Rounded8Bit
+from fpjax.inversion.observation_filtered import Filtered
+from fpjax.inversion.observation_jpeg import Jpeg as JpegObservation
+from fpjax.inversion.solution import Solution, Status
+from fpjax.io.images import ImageError, save_image
+
+SHAPE, SIZE, LENGTH = (48, 40, 3), 80, 64
+RATE = 1e-6
+
+
+@pytest.fixture(scope="module")
+def scheme():
+    generator = fpjax.Generator(
+        decode=lambda params, latents: (latents @ params).reshape(-1, *SHAPE),
+        params=np.zeros((SIZE, int(np.prod(SHAPE))), np.float32),
+        latent_shape=(SIZE,),
+        image_shape=SHAPE,
+        name="none",
+    )
+    unit, ones = np.eye(SIZE, dtype=np.float32), np.ones(SIZE, np.float32)
+    basis = Basis(0 * ones, unit, unit, ones, num_samples=2, metric="latent")
+    return fpjax.Scheme.create(generator, basis, LENGTH, strength=0.5)
+
+
+@pytest.fixture(scope="module")
+def registry(scheme, tmp_path_factory):
+    path = tmp_path_factory.mktemp("registry") / "users.db"
+    with fpjax.Registry.create(path, key_length=LENGTH, scheme_id=scheme.id) as registry:
+        registry.issue("ada", rng=np.random.default_rng(3))
+        registry.issue("blaise", rng=np.random.default_rng(4))
+        yield registry
+
+
+@pytest.fixture(scope="module")
+def images():
+    rows, columns = np.mgrid[: SHAPE[0], : SHAPE[1]]
+    phases = np.random.default_rng(0).uniform(0, 6, (2, 3))
+    waves = np.sin(rows[None, ..., None] / 5 + phases[:, None, None]) + np.cos(
+        columns[None, ..., None] / 7 - phases[:, None, None]
+    )
+    return np.clip(128 + 45 * waves, 2, 253).astype(np.uint8)
+
+
+@pytest.fixture
+def found(monkeypatch, registry, images):
+    """Stands for inversion: ada's key, explained where the observation is that of the file.
+
+    Gives the observations that were asked for, in order.
+    """
+    _, words = registry.words()
+    key = unpack_words(words, LENGTH)[0]
+    seen = []
+
+    def invert(problem, targets, solver, **options):
+        del solver, options
+        observation, count = problem.observation, len(targets)
+        seen.append(observation)
+        inner = observation.observation if isinstance(observation, PerImage) else observation
+        clean = targets * 127.5 + 127.5
+        near = np.array([np.abs(images - one[None]).max((1, 2, 3)).min() for one in clean])
+        noise = np.array(
+            [np.sqrt(((images - one[None]) ** 2).mean((1, 2, 3))).min() for one in clean]
+        )
+        rounded = isinstance(inner, Rounded8Bit)
+        ratio = np.where(rounded & (near > 0.6), 20.0, 1.0)
+        bits = np.tile(key, (count, 1))
+        if rounded:  # of a damaged file it reads a few bits wrong
+            bits[near > 0.6, :3] ^= 1
+        return Solution(
+            keys=bits.astype(np.uint8),
+            soft_bits=bits.astype(np.float32),
+            alpha=np.zeros((count, SIZE - LENGTH), np.float32),
+            residual=(noise / 127.5).astype(np.float32),
+            noise_ratio=ratio.astype(np.float32),
+            loss=np.zeros(count, np.float32),
+            steps=np.ones(count, np.int32),
+            status=np.full(count, Status.SOLVED, np.int32),
+        )
+
+    monkeypatch.setattr(files, "invert", invert)
+    return seen
+
+
+def _attribute(scheme, pictures, registry, **options):
+    return fpjax.attribute(scheme, pictures, registry, false_positive_rate=RATE, **options)
+
+
+def test_a_file_is_read_as_what_it_says_it_is(scheme, registry, images, found, tmp_path):
+    paths = [tmp_path / "90.jpg", tmp_path / "clean.png", tmp_path / "75.jpg"]
+    paths[0].write_bytes(Jpeg(quality=90).encode(images[0]))
+    save_image(paths[1], images[0])
+    paths[2].write_bytes(Jpeg(quality=75).encode(images[1]))
+    answer = _attribute(scheme, paths, registry)
+    assert [verdict.finding for verdict in answer.verdicts] == [
+        "own file after JPEG 90",
+        "own file",
+        "own file after JPEG 75",
+    ]
+    assert {verdict.user for verdict in answer.verdicts} == {"ada"}
+    assert answer.observation == "file"
+    # Two JPEG files of one layout are read together, each with its own tables.
+    both, alone = found
+    assert isinstance(both.observation, JpegObservation) and isinstance(alone, Rounded8Bit)
+    assert both.observation.steps.shape[0] == 2 and (both.observation.steps[0, 0] == 3)
+    assert both.observation.steps[1, 0] == 8
+
+
+def test_a_jpeg_saved_as_png_gives_its_tables_away(scheme, registry, images, found):
+    decoded = np.stack([Jpeg(quality=75)(None, image[None])[0] for image in images])
+    answer = _attribute(scheme, decoded, registry, observation="auto")
+    for verdict in answer.verdicts:
+        assert verdict.finding == "own file after JPEG 75, by its pixels"
+        assert verdict.attempts == 2
+    assert isinstance(found[-1].observation, JpegObservation)
+    plain = _attribute(scheme, decoded, registry, observation="file")
+    assert [verdict.attempts for verdict in plain.verdicts] == [1, 1]
+    # Three bits of 64 wrong: still named, and not explained.
+    assert plain.verdicts[0].finding == (
+        "carries the key of ada; the picture is not fully explained"
+    )
+
+
+def test_noise_of_unknown_power_is_estimated_and_both_tries_are_counted(
+    scheme, registry, images, found
+):
+    import jax
+
+    noisy = GaussianNoise(std=0.05)(jax.random.key(0), images)
+    answer = _attribute(scheme, noisy, registry, observation="auto")
+    for verdict in answer.verdicts:
+        assert verdict.user == "ada" and verdict.attempts == 2 and verdict.explained
+        assert verdict.history.startswith("noise of 0.0")
+        np.testing.assert_allclose(float(verdict.history.split()[-1]), 0.05, rtol=0.1)
+        # Two tries, two statistics, two users.
+        np.testing.assert_allclose(verdict.p_value, 8 * 2.0**-LENGTH)
+    assert isinstance(found[-1].observation, Gaussian)
+    np.testing.assert_allclose(found[-1].observation.std, 0.05, rtol=0.1)
+
+
+def test_a_clean_file_is_tried_once_and_pays_for_one_try(scheme, registry, images, found):
+    answer = _attribute(scheme, images, registry, observation="auto")
+    assert [verdict.attempts for verdict in answer.verdicts] == [1, 1] and len(found) == 1
+    np.testing.assert_allclose([v.p_value for v in answer.verdicts], 4 * 2.0**-LENGTH)
+
+
+def test_pictures_of_another_size_are_read_when_asked(scheme, registry, images, found, tmp_path):
+    small = Rescale(scale=0.75)(None, images)
+    save_image(tmp_path / "small.png", small[0])
+    (tmp_path / "small.jpg").write_bytes(Jpeg(quality=95).encode(small[1]))
+    paths = [tmp_path / "small.png", tmp_path / "small.jpg"]
+    with pytest.raises(ImageError, match="the image is 30x36, the generator makes 40x48"):
+        _attribute(scheme, paths, registry)
+    answer = _attribute(scheme, paths, registry, resize=True)
+    assert [verdict.history for verdict in answer.verdicts] == [
+        "a change of size to 30x36",
+        "a change of size to 30x36 and JPEG 95",
+    ]
+    assert all(isinstance(seen.observation, Filtered) for seen in found)
+    assert found[0].observation.picture.shape == (1, 36, 30, 3)
+
+
+def test_enough_noise_explains_anything_and_so_it_explains_nobody_s_picture(
+    scheme, registry, images, found, tmp_path
+):
+    strangers = tmp_path / "strangers.db"
+    noisy = np.clip(images.astype(int) + 9, 0, 255).astype(np.uint8)
+    with fpjax.Registry.create(strangers, key_length=LENGTH, scheme_id=scheme.id) as others:
+        others.issue("zoe", rng=np.random.default_rng(9))
+        answer = _attribute(scheme, noisy, others, observation="auto")
+    for verdict in answer.verdicts:
+        assert verdict.finding == "not attributed" and verdict.noise_ratio == 1
+        assert verdict.reason is Reason.NOT_EXPLAINED and not verdict.explained
+
+
+def test_without_a_registry_the_last_reading_counts(scheme, images, found):
+    noisy = np.clip(images.astype(int) + 9, 0, 255).astype(np.uint8)
+    answer = fpjax.attribute(scheme, noisy, observation="auto")
+    assert answer.verdicts is None and (answer.solution.noise_ratio == 1).all()
+
+
+def test_readings_that_do_not_exist_are_refused(scheme, images):
+    with pytest.raises(InputError, match="choose 'file', 'auto'"):
+        fpjax.attribute(scheme, images, observation="guess")
+    with pytest.raises(InputError, match="expected uint8"):
+        fpjax.attribute(scheme, images / np.float32(255), observation="auto")

@@ -1,0 +1,143 @@
+"""Robustness studies: attacked, written as files, read back, interrupted and resumed."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from fpjax.attacks import Codec, parse
+from fpjax.errors import InputError
+from fpjax.fingerprint.calibration import Calibration, LinearStart
+from fpjax.inversion.observation import noise_ratio
+from fpjax.io.images import load_image
+from fpjax.studies import robustness_run
+from fpjax.studies.robustness import (
+    DEFAULT_ATTACKS,
+    file_of,
+    known_observation,
+    predicted,
+    summary,
+    wilson_interval,
+)
+from fpjax.studies.robustness_plots import write_page
+from fpjax.studies.robustness_run import Settings, pictures_of, run_robustness
+from tests import toys
+
+ATTACKS = ("none", "gaussian_noise:std=0.02")
+SETTINGS = Settings(num_images=3, num_users=2, false_positive_rate=0.3, observation="file")
+
+
+@pytest.fixture(scope="module")
+def scheme():
+    made = toys.scheme(toys.generator(toys.curved_decode, scale=0.1))
+    start = LinearStart(
+        np.zeros((np.prod(toys.SHAPE), toys.SIZE), np.float16), np.zeros(toys.SIZE, np.float32)
+    )
+    return made.replace(calibration=Calibration(start, "rounded-8bit", "none", 1.5, 1.0, 0, 0))
+
+
+@pytest.fixture(scope="module")
+def study(scheme, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("studies") / "robustness"
+    return folder, run_robustness({"toy": scheme}, folder, SETTINGS, ATTACKS, num_predicted=1)
+
+
+def test_clean_files_are_attributed_to_their_makers(study):
+    folder, result = study
+    clean = next(cell for cell in result["cells"] if cell["attack"] == "none")
+    assert clean["right"][0] == 1 and clean["wrong"][0] == 0 and clean["exact"][0] == 1
+    assert clean["psnr"] == 99 and clean["num"] == 3
+    assert clean["predicted"]["bit_accuracy"] > 0.99
+    assert json.loads((folder / "robustness.json").read_text()) == json.loads(json.dumps(result))
+    assert result["complete"]
+
+
+def test_files_are_kept_as_they_were_sent(study):
+    folder, _ = study
+    pictures = pictures_of(folder)
+    assert len(pictures) == 6
+    assert all(load_image(path, toys.SHAPE).shape == toys.SHAPE for _, _, path in pictures)
+
+
+def test_a_study_that_ended_early_goes_on_and_answers_nothing_twice(
+    scheme, study, tmp_path, monkeypatch
+):
+    real, seen = robustness_run._answered, []
+
+    def stopping(*arguments):
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+        seen.append(1)
+        return real(*arguments)
+
+    monkeypatch.setattr(robustness_run, "_answered", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run_robustness({"toy": scheme}, tmp_path / "s", SETTINGS, ATTACKS, num_predicted=0)
+    kept = json.loads((tmp_path / "s" / "robustness.json").read_text())
+    assert not kept["complete"] and sum(cell["num"] for cell in kept["cells"]) == 3
+    monkeypatch.setattr(robustness_run, "_answered", real)
+    result = run_robustness(
+        {"toy": scheme}, tmp_path / "s", SETTINGS, ATTACKS, num_predicted=1, resume=True
+    )
+
+    def plain(cells):
+        return [{k: v for k, v in cell.items() if k != "seconds"} for cell in cells]
+
+    assert plain(result["cells"]) == plain(study[1]["cells"])
+    assert result["records"]["toy"]["none"] == kept["records"]["toy"]["none"]
+
+
+def test_other_settings_are_refused(scheme, study):
+    folder, _ = study
+    with pytest.raises(InputError, match="holds files already"):
+        run_robustness({"toy": scheme}, folder, SETTINGS, ATTACKS)
+    other = Settings(num_users=5, false_positive_rate=0.3, observation="file")
+    with pytest.raises(InputError, match="was begun with settings"):
+        run_robustness({"toy": scheme}, folder, other, ATTACKS, resume=True)
+    with pytest.raises(InputError, match="choose 'file' or 'auto'"):
+        Settings(observation="guess")
+
+
+def test_the_page_has_its_plots(study, tmp_path):
+    page, *plots = write_page(tmp_path, study[1])
+    assert "gaussian_noise:std=0.02" in page.read_text()
+    assert {path.name for path in plots} == {
+        f"{name}.{suffix}"
+        for name in ("performance-quality", "predicted-measured")
+        for suffix in ("svg", "png")
+    }
+
+
+@pytest.mark.parametrize("label", DEFAULT_ATTACKS)
+def test_files_hold_what_the_attack_gives(label, tmp_path):
+    """A chain's file is that of the chain: its steps draw with the same keys."""
+    rng = np.random.default_rng(0)
+    image = np.repeat(np.repeat(rng.integers(40, 200, (4, 4, 3)), 8, 0), 8, 1).astype(np.uint8)
+    attack, key = parse(label), jax.random.key(3)
+    data, suffix = file_of(attack, key, image)
+    (tmp_path / f"a{suffix}").write_bytes(data)
+    last = attack.attacks[-1] if hasattr(attack, "attacks") else attack
+    assert suffix == (last.suffix if isinstance(last, Codec) else ".png")
+    np.testing.assert_array_equal(
+        load_image(tmp_path / f"a{suffix}", (32, 32, 3)), attack(key, image[None])[0]
+    )
+    observation = known_observation(attack, data, load_image(tmp_path / f"a{suffix}"))
+    if observation is not None:
+        truth = image.astype(np.float32) / 127.5 - 1
+        ratio = noise_ratio(observation, jax.device_put(truth), jax.device_put(truth))
+        # A change of size and back rounds twice; Pillow's brightness is cut off, not rounded.
+        assert ratio < {"resize": 3, "brightness": 2}.get(attack.name, 1.5)
+
+
+def test_figures_have_their_intervals():
+    records = [
+        {"bit_accuracy": accuracy, "outcome": outcome, "psnr": 30.0, "seconds": 1.0}
+        for accuracy, outcome in [(1.0, "right"), (0.9, "right"), (0.5, "none"), (0.6, "wrong")]
+    ]
+    found = summary(records)
+    assert found["right"][0] == 0.5 and found["wrong"][0] == 0.25 and found["exact"][0] == 0.25
+    np.testing.assert_allclose(found["bit_accuracy"][0], 0.75)
+    # Wilson's published example: 95% of 1 in 10 (Newcombe 1998, table I has 0 in 20 as 0-0.1611).
+    np.testing.assert_allclose(wilson_interval(0, 20), (0, 0.1611), atol=2e-4)
+    assert predicted([np.zeros((4, 4))])["bit_accuracy"] < 0.9
