@@ -16,7 +16,9 @@ from tests import pictures
 @pytest.fixture(scope="module")
 def scheme():
     made = pictures.generator()
-    basis = fpjax.fit_basis(made, jax.random.key(1), 800, num_jacobians=32, num_probes=128)
+    basis = fpjax.fit_basis(
+        made, jax.random.key(1), 800, num_jacobians=32, num_probes=128, in_blocks=True
+    )
     scheme = fpjax.Scheme.create(made, basis, 16, strength=0.3)
     return fpjax.calibrate(scheme, jax.random.key(2), num_inverted_images=4)
 

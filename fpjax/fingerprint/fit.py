@@ -15,6 +15,10 @@ from fpjax.fingerprint.grid_metric import NUM_PROBES, grid_basis, grid_metric
 from fpjax.fingerprint.image_metric import image_basis, image_metric
 from fpjax.models.generator import Generator
 
+MOST_DENSE = 2048
+"""Values of a latent up to which its whole metric is taken by default: 16 MiB, and one eigenproblem
+of seconds."""
+
 
 def fit_basis(
     generator: Generator,
@@ -24,6 +28,7 @@ def fit_basis(
     metric: Metric = "image",
     num_jacobians: int = 64,
     num_probes: int = NUM_PROBES,
+    in_blocks: bool | None = None,
     memory: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Basis | BlockBasis:
@@ -37,17 +42,19 @@ def fit_basis(
         vary along them for the change they cost; see `image_metric.image_basis`. "lpips" is the
         same with the change measured by LPIPS-VGG16 (needs `fpjax[lpips]`, colour images).
       num_jacobians: latents that the image metric is averaged over.
-      num_probes: random products that the image metric is estimated from, where latents have a
-        picture's shape.
+      num_probes: random products that the image metric is estimated from, in blocks.
+      in_blocks: whether the image metric is taken block by block in a cosine transform, which needs
+        latents with a picture's shape (H, W, C) and makes no matrix as large as a latent squared.
+        It is an approximation: by default for such latents of more than `MOST_DENSE` values.
       memory: bytes that the tangents of a Jacobian may take; by default 4 GiB.
       progress: called with (Jacobians done, in all).
 
     Returns:
-      The `Basis`; in the image metric, of latents with a picture's shape (H, W, C), a `BlockBasis`
-      (`grid_metric`), and no matrix as large as a latent squared is made.
+      The `Basis`, or a `BlockBasis` (`grid_metric`).
 
     Raises:
-      InputError: for another metric, or a generator that draws no latents.
+      InputError: for another metric, a generator that draws no latents, or blocks of latents that
+        have no picture's shape.
 
     >>> from fpjax.models.linear import linear_generator
     >>> basis = fit_basis(linear_generator(), jax.random.key(0), 200, num_jacobians=2)
@@ -59,9 +66,17 @@ def fit_basis(
     key_latents, key_metric = jax.random.split(key)
     if metric == "latent":
         return pca(sample_latents(generator, key, num_samples))
+    picture = len(generator.latent_shape) == 3
+    if in_blocks is None:
+        in_blocks = metric == "image" and picture and generator.latent_size > MOST_DENSE
+    elif in_blocks and not (metric == "image" and picture):
+        raise InputError(
+            f"latents of shape {generator.latent_shape}, metric {metric!r}: blocks need (H, W, C) "
+            "and the image metric"
+        )
     latents = sample_latents(generator, key_latents, num_samples)
     at = sample_latents(generator, key_metric, num_jacobians)
-    if metric == "image" and len(generator.latent_shape) == 3:
+    if in_blocks:
         return grid_basis(
             latents,
             grid_metric(generator, at, key_metric, num_probes, progress=progress),

@@ -146,6 +146,8 @@ class Scheme:
             if len(rows) < directions:
                 basis = basis.select(rows)
         if rotate:
+            if isinstance(basis, BlockBasis):
+                raise InputError("a basis in blocks has no secret rotation: each block is its own")
             basis = rotated(basis, shift, secret_rotation(length))
         return cls(generator, basis, strength, key_length, shift, levels, code)
 

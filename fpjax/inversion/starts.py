@@ -86,14 +86,14 @@ def linear_starts(
       InputError: if the scheme was never calibrated.
     """
     calibration = problem.scheme.calibration
-    if calibration is not None and calibration.start is None:
-        return encoder_starts(problem, images)  # what the calibration was made with
     if calibration is None:
         raise InputError(
             "the scheme has no start for inversions: make one with fpjax.calibrate(scheme, key), "
             "or pass starts"
         )
     start = calibration.start
+    if start is None:
+        return encoder_starts(problem, images)  # what the calibration was made with
     operands = jax.device_put((images, start.weight, start.bias))
     return np.asarray(jax.device_get(_read(*operands)))
 

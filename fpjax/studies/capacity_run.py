@@ -21,6 +21,7 @@ import numpy as np
 
 from fpjax.attribution.decision import decide
 from fpjax.errors import InputError
+from fpjax.fingerprint.basis import Basis
 from fpjax.fingerprint.calibration import Calibration, LinearStart
 from fpjax.fingerprint.codes import Code
 from fpjax.fingerprint.embed import generate
@@ -153,6 +154,8 @@ class _Work:
     """What cells share: Jacobians, original pictures, starts."""
 
     def __init__(self, scheme: Scheme, folder: Path, settings: Settings, progress: Progress):
+        if not isinstance(scheme.basis, Basis):
+            raise InputError("the study needs whole directions: this scheme's basis is in blocks")
         self.scheme, self.folder, self.settings, self.progress = scheme, folder, settings, progress
         key_study, self.key = jax.random.split(jax.random.key(settings.seed))
         latents = study_keys(key_study)[0]

@@ -235,8 +235,10 @@ def _basis(generator, folder, key, metric: Metric, settings: Settings, progress:
         settings.num_samples,
         metric=metric,
         num_jacobians=settings.num_jacobians,
+        in_blocks=False,
         progress=lambda done, total: progress("averaging the image metric", done, total),
     )
+    assert isinstance(basis, Basis)  # not in blocks
     names = ("mean", "directions", "dual", "std")
     write_npz(path, {name: getattr(basis, name) for name in names})
     return basis

@@ -22,6 +22,7 @@ from fpjax.models import checkpoint
 from fpjax.models.stylegan2_generator import StyleGAN2Generator
 from fpjax.training import gan, recipes
 from fpjax.training.avatars import render_avatar
+from fpjax.training.gan import GANConfig
 from fpjax.training.runs import checkpoint_manager, restore_or_init, sample_grid
 
 FOREIGN_STYLES = (("open-peeps", 7), ("lorelei", 3), ("notionists", 3), ("pixel-art", 3))
@@ -132,6 +133,8 @@ def main(argv):
     values = flags.FLAGS
     name = values.recipe
     config = recipes.RECIPES[name]
+    if not isinstance(config, GANConfig):
+        raise app.UsageError(f"recipe {name}: a release is of a StyleGAN2")
     run = Path(values.run)
     data = Path(values.data) if values.data else run / "data"
     manager = checkpoint_manager(run / "checkpoints")

@@ -1,5 +1,7 @@
 """Directions by the image metric: closed forms, duality, and what is left out."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -114,3 +116,24 @@ def test_the_perceptual_metric_predicts_the_lpips_of_a_small_step(tiny_generator
     distance = perceptual.lpips(params, decode(latent), decode(latent + step))
     # The third-order term of so small a step is a few percent.
     np.testing.assert_allclose(step @ metric @ step, distance[0], rtol=0.1)
+
+
+def test_blocks_are_for_large_latents_with_a_pictures_shape_unless_asked_for():
+    def made(shape):
+        flat = toys.generator()
+        return flat.replace(
+            latent_shape=shape,
+            decode=lambda params, z: toys.linear_decode(params, z.reshape(len(z), -1)),
+            sample_latents=lambda params, key, num: toys.sample(params, key, num).reshape(
+                -1, *shape
+            ),
+        )
+
+    fit = functools.partial(fpjax.fit_basis, key=jax.random.key(0), num_samples=50, num_jacobians=2)
+    assert isinstance(fit(made((4, 4, 1))), fpjax.Basis)
+    blocks = fit(made((4, 4, 1)), in_blocks=True, num_probes=8)
+    assert isinstance(blocks, fpjax.BlockBasis)
+    with pytest.raises(
+        fpjax.InputError, match=r"latents of shape \(16,\).*blocks need \(H, W, C\)"
+    ):
+        fit(made((16,)), in_blocks=True)
