@@ -46,6 +46,9 @@ _ASTRAY = 10.0
 """Noise ratio after the first Jacobian above which the average Jacobian is taken to have led into
 another valley: the lane goes back to the start it was given."""
 
+_HOPELESS = 0.8
+"""Share of the cost that a Jacobian left, above which an image so far from the noise is given up."""
+
 _CPU_TANGENTS = 64
 """Tangents of a lane that a CPU pushes through at once."""
 
@@ -272,7 +275,7 @@ class LevenbergMarquardt:
         hopeless = (
             (state.steps >= self.hopeless_after)
             & (state.ratio > self.hopeless_ratio)
-            & (state.shrink > 0.8)
+            & (state.shrink > _HOPELESS)
         )
         stalled = (
             (state.steps >= self.stalled_after)
