@@ -17,6 +17,25 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+class _FewMaps:
+    """Forgets compiled programs when a process has many: each maps memory, and the system allows a
+    process 65,530 maps, beyond which XLA crashes. A plugin, so that doctests are among its tests.
+    """
+
+    most = 20_000
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_teardown(self):
+        maps = Path("/proc/self/maps")
+        if maps.exists() and maps.read_bytes().count(b"\n") > self.most:
+            jax.clear_caches()
+
+
+def pytest_configure(config):
+    """Registers what acts on all tests, also those outside this folder."""
+    config.pluginmanager.register(_FewMaps(), "few-maps")
+
+
 @pytest.fixture(scope="session")
 def tiny_generator():
     """16 px, 16-d latents, images well inside [-1, 1]."""
