@@ -20,7 +20,9 @@ class AttackError(InputError):
     """A parameter out of range, an unknown attack, or images that an attack cannot take."""
 
 
-def number(default: float, low: float, high: float, unit: str, *, odd: bool = False) -> Any:
+def number(
+    default: int | float, low: int | float, high: int | float, unit: str, *, odd: bool = False
+) -> Any:
     """A dataclass field for a number in [low, high]; `unit` says what it measures.
 
     A whole default makes it a field for whole numbers, only odd ones with `odd`.

@@ -213,7 +213,7 @@ class KeyScan:
             owners, found = some[rows], start + places[rows, columns]
             for image in np.unique(owners):
                 mine = owners == image
-                self.best.merge(image, scores[rows[mine], columns[mine]], found[mine])
+                self.best.merge(int(image), scores[rows[mine], columns[mine]], found[mine])
 
 
 def _plan(source: KeySource, block_size: int, unit: int) -> list[tuple[int, int]]:

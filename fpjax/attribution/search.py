@@ -177,7 +177,7 @@ def search_soft(
     slack = rounding_slack(quadratic)
     for image, indices in enumerate(near.indices):
         found = keys_of(source, indices)
-        best.merge(image, energies(_one(quadratic, image), found)[0], indices)
+        best.merge(int(image), energies(_one(quadratic, int(image)), found)[0], indices)
     bound = _choose_bound(source, quadratic, best.limits())
     grouped = _grouped(bound.forms)
     shift = (bound.constant - bound.margin - slack)[:, None]
@@ -191,7 +191,7 @@ def search_soft(
         for image in np.unique(images):
             rows = images == image
             found = unpack_keys(words[rows], length).reshape(-1, length)
-            scores[rows] = energies(_one(quadratic, image), found).reshape(-1, words.shape[1])
+            scores[rows] = energies(_one(quadratic, int(image)), found).reshape(-1, words.shape[1])
         return scores
 
     scan = KeyScan(source, best, SOFT_ROWS, mesh, block_size, threads, passes(total))

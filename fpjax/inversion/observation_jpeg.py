@@ -86,13 +86,17 @@ class Jpeg:
 
     @classmethod
     def of_pixels(
-        cls, pixels: UInt8[np.ndarray, "height width channels"], layout: JpegLayout, tables
+        cls,
+        pixels: UInt8[np.ndarray, "height width channels"],
+        layout: JpegLayout,
+        tables: np.ndarray,
     ) -> Jpeg:
         """The observation of a JPEG file of which only the decoded pixels are left.
 
         Args:
           pixels: (H, W, C) uint8.
-          layout, tables: those of the file, as `estimate_jpeg_tables` finds them.
+          layout: that of the file, as `estimate_jpeg_tables` finds it.
+          tables: its quantisation tables, (T, 8, 8).
 
         >>> pixels = np.full((16, 16, 1), 100, np.uint8)
         >>> seen = Jpeg.of_pixels(pixels, JpegLayout.of(16, 16, "grey"), np.full((1, 8, 8), 8))

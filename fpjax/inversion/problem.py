@@ -55,7 +55,7 @@ class Problem:
     observation: Observation = dataclasses.field(default_factory=Rounded8Bit)
     prior: Prior = dataclasses.field(default_factory=GaussianPrior)
     symbols: Literal["relaxed", "sigmoid"] = static(default="relaxed")
-    average_rows: Array | None = None
+    average_rows: Array | np.ndarray | None = None
 
     def __post_init__(self):
         if self.symbols not in ("relaxed", "sigmoid"):

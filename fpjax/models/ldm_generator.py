@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fpjax.errors import InputError
 from fpjax.models import autoencoder, autoencoder_tiny, checkpoint, diffusion
@@ -151,7 +152,7 @@ class LDMGenerator(Generator):
             )
         return dataclasses.replace(self, decode=_Decode(self.config, noise == "const"))
 
-    def with_latents(self, latents) -> LDMGenerator:
+    def with_latents(self, latents: Array | np.ndarray) -> LDMGenerator:
         """The same first stage, whose natural latents are drawn from those given.
 
         For a first stage without a denoiser: encode pictures of what it is for. Its `sha256`, and

@@ -97,7 +97,7 @@ def test_answers_say_what_they_rest_on_and_are_private(workplace, tmp_path):
     assert answers["complete"] is True
     assert answers["scheme"] == scheme.id
     assert answers["calibration"] == scheme.calibration.sha256
-    assert (answers["observation"], answers["noise"]) == ("rounded-8bit", None)
+    assert (answers["observation"], answers["noise"]) == ("file", None)
     assert answers["solver"] == "levenberg-marquardt"
     assert answers["false_positive_rate"] == 0.05
     assert answers["num_users"] == 2

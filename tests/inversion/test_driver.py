@@ -154,7 +154,7 @@ def _round_program(scheme, devices):
     problem = jax.device_put(Problem(scheme).prepared(), placed.everywhere)
     targets = np.zeros((2 * devices, *toys.SHAPE), np.float32)
     starts = np.zeros((2 * devices, 1, 16), np.float32)
-    wave = driver._begin(solver, placed, 1, problem, targets, starts)
+    wave = driver._begin(solver, placed, 1, problem, (targets, None), starts)
     return driver._round.lower(solver, placed, 1, 16, problem, wave).compile()
 
 

@@ -47,7 +47,7 @@ _ASTRAY = 10.0
 another valley: the lane goes back to the start it was given."""
 
 _HOPELESS = 0.8
-"""Share of the cost that a Jacobian left, above which an image so far from the noise is given up."""
+"""Share of the cost that a Jacobian left, above which an image far from the noise is given up."""
 
 _CPU_TANGENTS = 64
 """Tangents of a lane that a CPU pushes through at once."""
