@@ -128,7 +128,9 @@ def at_size(pixels: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
 def once_jpeg(picture: Picture) -> tuple[Jpeg, str] | None:
     """What a lossless file was, if its pixels give away that it was once a JPEG."""
     found = estimate_jpeg_tables(picture.pixels)
-    if found.status != JpegStatus.STANDARD or found.layout is None or found.grid != (0, 0):
+    if found.status != JpegStatus.STANDARD or found.grid != (0, 0):
+        return None
+    if found.layout is None or found.tables is None:
         return None
     recovered = recover_coefficients(picture.pixels, found.layout, found.tables)
     if recovered.agreeing < _BELIEVED:

@@ -126,7 +126,7 @@ def nearer_start(
 
     return descend(
         objective,
-        problem.average_rows / noise,
+        jnp.asarray(problem.average_rows, jnp.float32) / noise,
         (start, *objective(start)),
         (mean, 1 / std**2),
         jnp.ones((), jnp.float32),
