@@ -120,7 +120,7 @@ def main(args: argparse.Namespace) -> int:
     from fpjax.studies.capacity import Cell
     from fpjax.studies.capacity_plots import write_page
     from fpjax.studies.capacity_run import Settings, run_capacity
-    from fpjax.studies.design_plots import check_matplotlib
+    from fpjax.studies.page import check_matplotlib
 
     if not args.no_page:
         check_matplotlib()

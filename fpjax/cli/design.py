@@ -157,8 +157,9 @@ def main(args: argparse.Namespace) -> int:
 
     from fpjax.progress import Display
     from fpjax.studies.design import grid
-    from fpjax.studies.design_plots import check_matplotlib, write_page
+    from fpjax.studies.design_plots import write_page
     from fpjax.studies.design_run import METRICS, Settings, run_design
+    from fpjax.studies.page import check_matplotlib
 
     if not args.no_page:
         check_matplotlib()

@@ -87,7 +87,7 @@ def main(args: argparse.Namespace) -> int:
     from fpjax.attacks import AttackError, parse
     from fpjax.fingerprint.scheme import load_scheme
     from fpjax.progress import Display
-    from fpjax.studies.design_plots import check_matplotlib
+    from fpjax.studies.page import check_matplotlib
     from fpjax.studies.robustness import DEFAULT_ATTACKS
     from fpjax.studies.robustness_plots import write_page
     from fpjax.studies.robustness_run import Settings, run_robustness

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from fpjax.io.atomic import atomic_write
 from fpjax.studies.capacity import PAPER_BITS
 from fpjax.studies.design_plots import noise_name
+from fpjax.studies.page import LINES, MARKERS, plot_style, write_study_page
 
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_LINES = ("-", "--", ":", "-.")
 _SHARE = "0.9"
 
 
@@ -27,31 +23,16 @@ def write_page(folder: Path, result: Mapping[str, Any]) -> list[Path]:
     Returns:
       The files, the page first.
     """
-    import jinja2
-
-    files, figures = [], []
-    for name, title, text, figure in _figures(result):
-        for suffix in ("svg", "png"):
-            path = folder / f"{name}.{suffix}"
-            buffer = io.BytesIO()
-            metadata = {"Date": None} if suffix == "svg" else None
-            figure.savefig(buffer, format=suffix, metadata=metadata)
-            with atomic_write(path) as file:
-                file.write(buffer.getvalue())
-            files.append(path)
-        figures.append({"name": name, "title": title, "text": text})
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("fpjax.studies"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
+    return write_study_page(
+        folder,
+        "capacity.html",
+        _figures(result),
+        result=result,
+        noise_name=noise_name,
+        code_name=code_name,
+        users_name=users_name,
+        share=_SHARE,
     )
-    page = environment.get_template("capacity.html").render(
-        result=result, figures=figures, noise_name=noise_name, code_name=code_name,
-        users_name=users_name, share=_SHARE,
-    )  # fmt: skip
-    with atomic_write(folder / "index.html", "w") as file:
-        file.write(page)
-    return [folder / "index.html", *files]
 
 
 def code_name(code: str) -> str:
@@ -81,13 +62,12 @@ def users_name(users: float) -> str:
 
 def _figures(result: Mapping[str, Any]):
     """(file name, title, what it shows, figure) of each plot for which there are cells."""
-    import matplotlib.style
     from matplotlib.figure import Figure
 
     rows = [row for row in result["cells"] if "reason" not in row]
     rate = result["rates"][0] if result["rates"] else 0
     codes = list(dict.fromkeys(row["cell"]["code"] for row in rows))
-    with matplotlib.style.context(str(resources.files("fpjax.studies") / "fpjax.mplstyle")):
+    with plot_style():
         for code in codes:
             some = [row for row in rows if row["cell"]["code"] == code]
             figure = Figure(figsize=(6.4, 5.2))
@@ -131,7 +111,7 @@ def _draw_users(figure, rows: Sequence[Mapping[str, Any]], users, rate: float) -
     axes.set_xscale("log")
     for i, row in enumerate(rows):
         cell = row["cell"]
-        colour, marker = f"C{i % 7}", _MARKERS[i % len(_MARKERS)]
+        colour, marker = f"C{i % 7}", MARKERS[i % len(MARKERS)]
         name = f"{row['psnr']:.1f} dB, {noise_name(cell['noise'])}"
         measured, predicted = row["measured"]["curves"][0], row["predicted"]["curves"][0]
         kept = users[: len(predicted["right"])]
@@ -160,14 +140,14 @@ def _draw_usable(figure, rows: Sequence[Mapping[str, Any]], axis: str, label: st
             key=position,
         )
         name = code_name(value) if axis == "psnr" else f"{value:g} dB"
-        colour, marker = f"C{i % 7}", _MARKERS[i % len(_MARKERS)]
+        colour, marker = f"C{i % 7}", MARKERS[i % len(MARKERS)]
         at = [position(row) for row in some]
         usable = {
             kind: [max(1.0, row[kind]["curves"][0]["usable"][_SHARE]) for row in some]
             for kind in ("predicted", "measured")
         }
         axes.plot(
-            at, usable["predicted"], color=colour, linestyle=_LINES[i % len(_LINES)],
+            at, usable["predicted"], color=colour, linestyle=LINES[i % len(LINES)],
             label=f"{name}, {noise_name(noise)}",
         )  # fmt: skip
         axes.plot(at, usable["measured"], color=colour, linestyle="none", marker=marker)

@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from fpjax.errors import InputError
-from fpjax.io.atomic import atomic_write
 from fpjax.studies.design import Design, Prediction
 from fpjax.studies.design_run import predictions_of
+from fpjax.studies.page import LINES, MARKERS, plot_style, write_study_page
 
 BASIS_NAMES = {"image": "image metric", "latent": "PCA"}
 _COLOURS = {"image": "C0", "latent": "C1"}
-_LINES = ("-", "--", ":", "-.")
-_MARKERS = ("o", "s", "^", "D")
 PAPER_LENGTH = 64
-
-
-def check_matplotlib() -> None:
-    """Complains, before the work, if plots could not be drawn after it.
-
-    Raises:
-      InputError: if matplotlib is not installed.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise InputError(
-            "plots need matplotlib: pip install 'fpjax[plot]', or leave them out with --no_page"
-        ) from error
 
 
 def is_paper(prediction: Prediction, num_directions: Mapping[str, int]) -> bool:
@@ -55,38 +36,18 @@ def write_page(folder: Path, result: Mapping[str, Any]) -> list[Path]:
     Returns:
       The files, the page first.
     """
-    import jinja2
-
-    files, figures = [], []
-    for name, title, text, figure in _figures(result):
-        for suffix in ("svg", "png"):
-            path = folder / f"{name}.{suffix}"
-            buffer = io.BytesIO()
-            metadata = {"Date": None} if suffix == "svg" else None
-            figure.savefig(buffer, format=suffix, metadata=metadata)
-            with atomic_write(path) as file:
-                file.write(buffer.getvalue())
-            files.append(path)
-        figures.append({"name": name, "title": title, "text": text})
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("fpjax.studies"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    page = environment.get_template("design.html").render(
+    return write_study_page(
+        folder,
+        "design.html",
+        _figures(result),
         result=result,
-        figures=figures,
         names=BASIS_NAMES,
         noise_name=noise_name,
     )
-    with atomic_write(folder / "index.html", "w") as file:
-        file.write(page)
-    return [folder / "index.html", *files]
 
 
 def _figures(result: Mapping[str, Any]):
     """(file name, title, what it shows, figure) of each plot for which there are rows."""
-    import matplotlib.style
     from matplotlib.figure import Figure
 
     predictions = predictions_of(result["rows"])
@@ -137,7 +98,7 @@ def _figures(result: Mapping[str, Any]):
         ),
     ]
     paper = [p for p in at_quality if is_paper(p, result["num_directions"])]
-    with matplotlib.style.context(str(resources.files("fpjax.studies") / "fpjax.mplstyle")):
+    with plot_style():
         for name, title, text, some, position, label in plots:
             if len({position(p) for p in some}) < 2:
                 continue
@@ -181,8 +142,8 @@ def _draw(axes, predictions, position: Callable[[Prediction], float], drawn: int
                 [position(p) for p in of_curve],
                 [_shown_error(p, drawn) for p in of_curve],
                 color=_COLOURS[basis],
-                linestyle=_LINES[i % len(_LINES)],
-                marker=_MARKERS[i % len(_MARKERS)],
+                linestyle=LINES[i % len(LINES)],
+                marker=MARKERS[i % len(MARKERS)],
                 label=f"{BASIS_NAMES[basis]}, {noise_name(noise)}",
             )
     unseen = [p for p in predictions if p.bit_error == 0]

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from fpjax.io.atomic import atomic_write
-
-_MARKERS = ("o", "s", "^", "D", "v", "P")
+from fpjax.studies.page import MARKERS, plot_style, write_study_page
 
 
 def write_page(folder: Path, result: Mapping[str, Any]) -> list[Path]:
@@ -23,39 +19,22 @@ def write_page(folder: Path, result: Mapping[str, Any]) -> list[Path]:
     Returns:
       The files, the page first.
     """
-    import jinja2
-
-    files, figures = [], []
-    for name, title, text, figure in _figures(result):
-        for suffix in ("svg", "png"):
-            path = folder / f"{name}.{suffix}"
-            buffer = io.BytesIO()
-            metadata = {"Date": None} if suffix == "svg" else None
-            figure.savefig(buffer, format=suffix, metadata=metadata)
-            with atomic_write(path) as file:
-                file.write(buffer.getvalue())
-            files.append(path)
-        figures.append({"name": name, "title": title, "text": text})
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("fpjax.studies"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
+    return write_study_page(
+        folder,
+        "robustness.html",
+        _figures(result),
+        result=result,
     )
-    page = environment.get_template("robustness.html").render(result=result, figures=figures)
-    with atomic_write(folder / "index.html", "w") as file:
-        file.write(page)
-    return [folder / "index.html", *files]
 
 
 def _figures(result: Mapping[str, Any]):
     """(file name, title, what it shows, figure) of each plot for which there are cells."""
-    import matplotlib.style
     from matplotlib.figure import Figure
 
     cells = result["cells"]
     if not cells:
         return
-    with matplotlib.style.context(str(resources.files("fpjax.studies") / "fpjax.mplstyle")):
+    with plot_style():
         figure = Figure()
         _performance(figure.add_subplot(), cells)
         figure.legend(loc="outside lower center", ncols=2)
@@ -82,7 +61,7 @@ def _figures(result: Mapping[str, Any]):
 def _by_scheme(cells):
     for i, name in enumerate(dict.fromkeys(cell["scheme"] for cell in cells)):
         of_scheme = [cell for cell in cells if cell["scheme"] == name]
-        yield f"C{i}", _MARKERS[i % len(_MARKERS)], name, of_scheme
+        yield f"C{i}", MARKERS[i % len(MARKERS)], name, of_scheme
 
 
 def _performance(axes, cells) -> None:

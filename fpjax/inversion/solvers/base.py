@@ -9,9 +9,12 @@ from __future__ import annotations
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from fpjax.inversion.observation import noise_ratio
+from fpjax.inversion.prior import GaussianPrior
 from fpjax.inversion.problem import Problem
 
 Array = jax.Array
@@ -101,3 +104,29 @@ class Solver(Protocol):
     def steps_taken(self, state: State) -> Int[Array, ""]:
         """Steps that a lane took, () int32."""
         ...
+
+
+def not_least_squares(problem: Problem) -> str | None:
+    """Why a problem has no Gauss-Newton step, or None: it takes squared residuals, a Gaussian prior
+    and relaxed symbols."""
+    if hasattr(problem.observation, "distance"):
+        return f"its distance, {problem.observation.name}, is no sum of squared residuals"
+    if not isinstance(problem.prior, GaussianPrior):
+        return f"its prior is {type(problem.prior).__name__}, not GaussianPrior"
+    if problem.symbols != "relaxed":
+        return f"its symbols are {problem.symbols!r}, not 'relaxed'"
+    return None
+
+
+def evaluate(
+    problem: Problem, unknowns: Array, target: Array, leak: Array | float
+) -> tuple[Array, Array, Array]:
+    """Residual (M,), cost with the prior in nats, and noise ratio of one image.
+
+    The cost is infinite where it is not finite: a step into nonsense is refused, never followed.
+    """
+    image = problem.image(unknowns)
+    residual = problem.observation.residual(image, target, leak)
+    cost = 0.5 * (residual @ residual) + problem.prior.penalty(problem.scheme, unknowns)
+    cost = jnp.where(jnp.isfinite(cost), cost, jnp.inf)
+    return residual, cost, noise_ratio(problem.observation, image, target)

@@ -13,7 +13,6 @@ nothing more to gain. The information about the key is taken from that Jacobian.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from typing import ClassVar, NamedTuple
 
@@ -30,11 +29,11 @@ from fpjax.inversion.information import (
     profile,
     tangents_in_block,
 )
-from fpjax.inversion.observation import LEAK, noise_ratio
+from fpjax.inversion.observation import LEAK
 from fpjax.inversion.prior import GaussianPrior
 from fpjax.inversion.problem import Problem
 from fpjax.inversion.solution import RUNNING, Status
-from fpjax.inversion.solvers.base import Estimate
+from fpjax.inversion.solvers.base import Estimate, evaluate, not_least_squares
 from fpjax.inversion.starts import linear_starts, nearer_start
 
 Array = jax.Array
@@ -144,13 +143,7 @@ class LevenbergMarquardt:
 
     def refuses(self, problem: Problem) -> str | None:
         """It needs squared residuals, a Gaussian prior and relaxed symbols."""
-        if hasattr(problem.observation, "distance"):
-            return f"its distance, {problem.observation.name}, is no sum of squared residuals"
-        if not isinstance(problem.prior, GaussianPrior):
-            return f"its prior is {type(problem.prior).__name__}, not GaussianPrior"
-        if problem.symbols != "relaxed":
-            return f"its symbols are {problem.symbols!r}, not 'relaxed'"
-        return None
+        return not_least_squares(problem)
 
     def starts(
         self, problem: Problem, images: Float[np.ndarray, "batch height width channels"]
@@ -180,7 +173,7 @@ class LevenbergMarquardt:
         start = unknowns = problem.bounded(start)
         if problem.average_rows is not None:
             unknowns = nearer_start(problem, start, target)
-        _, cost, ratio = _evaluate(problem, unknowns, target, LEAK)
+        _, cost, ratio = evaluate(problem, unknowns, target, LEAK)
         length = problem.scheme.num_symbols
         zeros = jnp.zeros((length, length), jnp.float32)
         one, infinite = jnp.ones((), jnp.float32), jnp.full((), jnp.inf, jnp.float32)
@@ -217,7 +210,7 @@ class LevenbergMarquardt:
         promise = 0.5 * gradient @ solve(gram + jnp.diag(precision), gradient)
 
         def objective(unknowns):
-            return _evaluate(problem, unknowns, target, leak)
+            return evaluate(problem, unknowns, target, leak)
 
         penalty = problem.prior.penalty(problem.scheme, state.unknowns)
         cost = 0.5 * (residual @ residual) + penalty
@@ -255,16 +248,19 @@ class LevenbergMarquardt:
         )
         if problem.average_rows is None:
             return after
-        _, cost, ratio = _evaluate(problem, state.start, target, LEAK)
-        back = after._replace(
-            unknowns=state.start,
-            damping=jnp.ones_like(state.damping),
-            cost=cost,
-            ratio=ratio,
-            shrink=jnp.zeros_like(state.shrink),
-        )
+
+        def back(after: LaneState) -> LaneState:
+            _, cost, ratio = evaluate(problem, after.start, target, LEAK)
+            return after._replace(
+                unknowns=after.start,
+                damping=jnp.ones_like(after.damping),
+                cost=cost,
+                ratio=ratio,
+                shrink=jnp.zeros_like(after.shrink),
+            )
+
         astray = (state.steps == 0) & (end.ratio > _ASTRAY)
-        return jax.tree.map(functools.partial(jnp.where, astray), back, after)
+        return jax.lax.cond(astray, back, lambda after: after, after)
 
     def terminate(self, problem: Problem, state: LaneState) -> Int[Array, ""]:
         """See `Solver`."""
@@ -307,13 +303,3 @@ class LevenbergMarquardt:
 
 GaussNewton = LevenbergMarquardt
 """The name that users of Gauss-Newton methods may look for."""
-
-
-def _evaluate(problem: Problem, unknowns: Array, target: Array, leak):
-    """Residual (M,), cost with the prior, and noise ratio of one image."""
-    image = problem.image(unknowns)
-    residual = problem.observation.residual(image, target, leak)
-    cost = 0.5 * (residual @ residual) + problem.prior.penalty(problem.scheme, unknowns)
-    # A step into nonsense is refused, never followed.
-    cost = jnp.where(jnp.isfinite(cost), cost, jnp.inf)
-    return residual, cost, noise_ratio(problem.observation, image, target)

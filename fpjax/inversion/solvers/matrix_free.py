@@ -24,11 +24,11 @@ from jaxtyping import Float, Int
 from fpjax.errors import InputError
 from fpjax.inversion import krylov
 from fpjax.inversion.information import KeyInformation, alpha_precision, profile, tangents_in_block
-from fpjax.inversion.observation import LEAK, noise_ratio
+from fpjax.inversion.observation import LEAK
 from fpjax.inversion.prior import GaussianPrior
 from fpjax.inversion.problem import Problem
 from fpjax.inversion.solution import RUNNING, Status
-from fpjax.inversion.solvers.base import Estimate
+from fpjax.inversion.solvers.base import Estimate, evaluate, not_least_squares
 from fpjax.inversion.starts import encoder_starts, linear_starts
 
 Array = jax.Array
@@ -137,13 +137,7 @@ class MatrixFree:
 
     def refuses(self, problem: Problem) -> str | None:
         """It needs squared residuals, a Gaussian prior and relaxed symbols."""
-        if hasattr(problem.observation, "distance"):
-            return f"its distance, {problem.observation.name}, is no sum of squared residuals"
-        if not isinstance(problem.prior, GaussianPrior):
-            return f"its prior is {type(problem.prior).__name__}, not GaussianPrior"
-        if problem.symbols != "relaxed":
-            return f"its symbols are {problem.symbols!r}, not 'relaxed'"
-        return None
+        return not_least_squares(problem)
 
     def starts(
         self, problem: Problem, images: Float[np.ndarray, "batch height width channels"]
@@ -184,7 +178,7 @@ class MatrixFree:
     ) -> LaneState:
         """Evaluates a start."""
         unknowns = problem.bounded(start)
-        cost, ratio = _evaluate(problem, unknowns, target, LEAK)
+        _, cost, ratio = evaluate(problem, unknowns, target, LEAK)
         length = problem.scheme.num_symbols
         zeros = jnp.zeros((length, length), jnp.float32)
         zero, one = zeros[0, 0], jnp.ones((), jnp.float32)
@@ -210,7 +204,7 @@ class MatrixFree:
         excess = jnp.maximum(jnp.mean(here.residual**2) - 1, 0)
         scale = krylov.scale_of(problem, here)
         gradient = here.pull(here.residual) + precision * (state.unknowns - mean)
-        start_cost, _ = _evaluate(problem, state.unknowns, target, leak)
+        _, start_cost, _ = evaluate(problem, state.unknowns, target, leak)
         settled = jnp.float32(1e-4 * self.tolerance * problem.num_unknowns)
 
         def attempt(tried):
@@ -225,7 +219,7 @@ class MatrixFree:
                 settled=settled,
             )
             moved = problem.bounded(state.unknowns + found.x)
-            cost, ratio = _evaluate(problem, moved, target, leak)
+            _, cost, ratio = evaluate(problem, moved, target, leak)
             better = cost < start_cost
             after = jnp.clip(jnp.where(better, damping / 5, damping * 8), 1e-6, _MOST_DAMPING)
             # Only a step that was hardly damped tells how much there is to gain.
@@ -339,13 +333,3 @@ class MatrixFree:
     def steps_taken(self, state: LaneState) -> Int[Array, ""]:
         """Linearisations."""
         return state.steps
-
-
-def _evaluate(problem: Problem, unknowns: Array, target: Array, leak) -> tuple[Array, Array]:
-    """Cost with the prior, and noise ratio, of one image."""
-    image = problem.image(unknowns)
-    residual = problem.observation.residual(image, target, leak)
-    cost = 0.5 * (residual @ residual) + problem.prior.penalty(problem.scheme, unknowns)
-    # A step into nonsense is refused, never followed.
-    cost = jnp.where(jnp.isfinite(cost), cost, jnp.inf)
-    return cost, noise_ratio(problem.observation, image, target)
