@@ -7,11 +7,9 @@ in a file of its own. User i without a name is called "i", in decimal.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,12 +17,12 @@ import numpy as np
 
 from fpjax.attribution.candidates import Candidates
 from fpjax.attribution.registry import Registry
+from fpjax.attribution.registry_base import RegistryFile, create_file
 from fpjax.attribution.registry_file import (
     DERIVED_APPLICATION_ID,
     begin_file,
     check_there,
     connect,
-    create_private,
     format_version,
     put_revocation,
     storage_errors,
@@ -62,7 +60,7 @@ CREATE TABLE revocations (number INTEGER PRIMARY KEY, at TEXT NOT NULL)
 """
 
 
-class DerivedRegistry:
+class DerivedRegistry(RegistryFile):
     """Users whose keys follow from a secret. Made by `create` or `open`; a context manager.
 
     Attributes:
@@ -85,16 +83,10 @@ class DerivedRegistry:
     def __init__(
         self, path: Path, connection: sqlite3.Connection, secret: bytes | None, timeout: float
     ) -> None:
-        self.path = path
-        self._connection, self._secret, self._timeout = connection, secret, timeout
-        self._process = os.getpid()
-        with self._storage("read the settings"):
-            rows = connection.execute(
-                "SELECT scheme_id, key_length, secret_digest FROM settings"
-            ).fetchall()
-        if len(rows) != 1:
-            raise RegistryError(f"{path} is damaged: it has {len(rows)} rows of settings, not 1")
-        self.scheme_id, self.key_length, digest = rows[0]
+        super().__init__(path, connection, timeout)
+        self._secret = secret
+        settings = self._settings("scheme_id, key_length, secret_digest")
+        self.scheme_id, self.key_length, digest = settings
         if secret is not None and _digest(secret) != digest:
             raise RegistryError(
                 f"the secret is not the one that the keys of {path} are derived from: its users "
@@ -128,23 +120,15 @@ class DerivedRegistry:
         if not scheme_id:
             raise ValueError("scheme_id is empty: a registry belongs to one scheme")
         path = Path(path)
-        create_private(path)
-        try:
-            connection = connect(path, timeout)
-            try:
-                with storage_errors(path, "create the registry", timeout), connection:
-                    begin_file(connection, DERIVED_APPLICATION_ID, DERIVED_FORMAT_VERSION, _SCHEMA)
-                    connection.execute(
-                        "INSERT INTO settings VALUES (?, ?, 0, ?)",
-                        (scheme_id, int(key_length), _digest(secret)),
-                    )
-                return cls(path, connection, secret, timeout)
-            except BaseException:
-                connection.close()
-                raise
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
+
+        def fill(connection: sqlite3.Connection) -> None:
+            begin_file(connection, DERIVED_APPLICATION_ID, DERIVED_FORMAT_VERSION, _SCHEMA)
+            connection.execute(
+                "INSERT INTO settings VALUES (?, ?, 0, ?)",
+                (scheme_id, int(key_length), _digest(secret)),
+            )
+
+        return create_file(path, timeout, fill, lambda made: cls(path, made, secret, timeout))
 
     @classmethod
     def open(
@@ -174,11 +158,7 @@ class DerivedRegistry:
             with storage_errors(path, "open the registry", timeout):
                 format_version(connection, path, DERIVED_APPLICATION_ID, DERIVED_FORMAT_VERSION)
             registry = cls(path, connection, secret, timeout)
-            if scheme_id is not None and registry.scheme_id != scheme_id:
-                raise RegistryError(
-                    f"{path} belongs to the scheme {registry.scheme_id!r}, not to {scheme_id!r}: "
-                    "its keys would be read in the wrong directions"
-                )
+            registry._check_scheme(scheme_id)
             with registry._storage("check the file"):
                 if connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
                     raise RegistryError(f"{path} is damaged: restore it from a copy")
@@ -204,14 +184,7 @@ class DerivedRegistry:
             )
         self._needed_secret()
         with self._transaction(f"issue a key to {user!r}") as connection:
-            if connection.execute("SELECT 1 FROM names WHERE user = ?", (user,)).fetchone():
-                raise RegistryError(f"{user!r} has a key already in {self.path}")
-            seen = connection.execute("SELECT user FROM names WHERE look = ?", (look(user),))
-            if (other := seen.fetchone()) is not None:
-                raise RegistryError(
-                    f"the user's name {user!a} looks like {other[0]!a}, who has a key in "
-                    f"{self.path}: choose another"
-                )
+            self._check_new(connection, "names", user)
             number = self._take(connection, 1)
             connection.execute("INSERT INTO names VALUES (?, ?, ?)", (number, user, look(user)))
         return self._keys(number + 1).key(number)
@@ -292,25 +265,9 @@ class DerivedRegistry:
         source = self._keys(count) if count else None
         return Candidates(source, self.holder, self._revocations())
 
-    def close(self) -> None:
-        """Closes the file; the registry can't be used after."""
-        self._connection.close()
-
     def __len__(self) -> int:
         with self._storage("count the users"):
             return self._connection.execute("SELECT count FROM settings").fetchone()[0]
-
-    def __bool__(self) -> bool:
-        return True  # an empty registry is still a registry
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"DerivedRegistry({str(self.path)!r}, scheme_id={self.scheme_id!r})"
 
     def _needed_secret(self) -> bytes:
         if self._secret is None:
@@ -349,23 +306,6 @@ class DerivedRegistry:
         with self._storage("read the revocations"):
             rows = self._connection.execute("SELECT number, at FROM revocations ORDER BY number")
             return dict(rows.fetchall())
-
-    def _storage(self, action: str) -> contextlib.AbstractContextManager[None]:
-        if os.getpid() != self._process:
-            raise RegistryError(f"{self.path} was opened in another process: open it in this one")
-        return storage_errors(self.path, action, self._timeout)
-
-    @contextlib.contextmanager
-    def _transaction(self, action: str) -> Iterator[sqlite3.Connection]:
-        with self._storage(action):
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
 
 
 def _digest(secret: bytes) -> bytes:

@@ -11,17 +11,16 @@ the newest format with the first key that is issued, revoked or removed.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fpjax.attribution.candidates import Candidates
+from fpjax.attribution.registry_base import RegistryFile, create_file
 from fpjax.attribution.registry_file import (
     FORMAT_VERSION,
     RegistryWarning,
@@ -30,7 +29,6 @@ from fpjax.attribution.registry_file import (
     check_there,
     checksum,
     connect,
-    create_private,
     format_version,
     make_tables,
     packed_rows,
@@ -68,7 +66,7 @@ __all__ = [
 _MAX_DRAWS = 200
 
 
-class Registry:
+class Registry(RegistryFile):
     """Users and their keys. Made by `Registry.create` or `Registry.open`; a context manager.
 
     Attributes:
@@ -88,19 +86,11 @@ class Registry:
     """
 
     def __init__(self, path: Path, connection: sqlite3.Connection, timeout: float) -> None:
-        self.path = path
-        self._connection = connection
-        self._timeout = timeout
-        self._process = os.getpid()
+        super().__init__(path, connection, timeout)
         self._words = np.zeros((0, 0), np.uint64)
         self._seen = (-1, 0)  # removals and last number that `_words` was read at
-        with self._storage("read the settings"):
-            rows = connection.execute(
-                "SELECT scheme_id, key_length, minimum_distance FROM settings"
-            ).fetchall()
-        if len(rows) != 1:
-            raise RegistryError(f"{path} is damaged: it has {len(rows)} rows of settings, not 1")
-        self.scheme_id, self.key_length, self.minimum_distance = rows[0]
+        settings = self._settings("scheme_id, key_length, minimum_distance")
+        self.scheme_id, self.key_length, self.minimum_distance = settings
 
     @classmethod
     def create(
@@ -136,23 +126,15 @@ class Registry:
         if not scheme_id:
             raise ValueError("scheme_id is empty: a registry belongs to one scheme")
         path = Path(path)
-        create_private(path)
-        try:
-            connection = connect(path, timeout)
-            try:
-                with storage_errors(path, "create the registry", timeout), connection:
-                    make_tables(connection, width_of(key_length))
-                    connection.execute(
-                        "INSERT INTO settings VALUES (?, ?, ?, 0)",
-                        (scheme_id, int(key_length), int(minimum_distance)),
-                    )
-                return cls(path, connection, timeout)
-            except BaseException:
-                connection.close()
-                raise
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
+
+        def fill(connection: sqlite3.Connection) -> None:
+            make_tables(connection, width_of(key_length))
+            connection.execute(
+                "INSERT INTO settings VALUES (?, ?, ?, 0)",
+                (scheme_id, int(key_length), int(minimum_distance)),
+            )
+
+        return create_file(path, timeout, fill, lambda made: cls(path, made, timeout))
 
     @classmethod
     def open(
@@ -179,11 +161,7 @@ class Registry:
             with storage_errors(path, "open the registry", timeout):
                 version = format_version(connection, path)
             registry = cls(path, connection, timeout)
-            if scheme_id is not None and registry.scheme_id != scheme_id:
-                raise RegistryError(
-                    f"{path} belongs to the scheme {registry.scheme_id!r}, not to {scheme_id!r}: "
-                    "its keys would be read in the wrong directions"
-                )
+            registry._check_scheme(scheme_id)
             with registry._storage("check the keys"):
                 check_rows(connection, path, version)
             warn_if_open_to_others(path)
@@ -225,14 +203,7 @@ class Registry:
                 raise ValueError("give a key, or an rng to draw one from, not both")
             key = self._check_key(key)
         with self._transaction(f"issue a key to {user!r}") as connection:
-            if connection.execute("SELECT 1 FROM keys WHERE user = ?", (user,)).fetchone():
-                raise RegistryError(f"{user!r} has a key already in {self.path}")
-            seen = connection.execute("SELECT user FROM keys WHERE look = ?", (look(user),))
-            if (other := seen.fetchone()) is not None:
-                raise RegistryError(
-                    f"the user's name {user!a} looks like {other[0]!a}, who has a key in "
-                    f"{self.path}: choose another"
-                )
+            self._check_new(connection, "keys", user)
             if self.minimum_distance > 1:
                 self._refresh()
             if key is None:
@@ -343,44 +314,12 @@ class Registry:
                 raise self._unknown(user)
             connection.execute("UPDATE settings SET removals = removals + 1")
 
-    def close(self) -> None:
-        """Closes the file; the registry can't be used after."""
-        self._connection.close()
-
     def __len__(self) -> int:
         with self._storage("count the users"):
             return self._connection.execute("SELECT count(*) FROM keys").fetchone()[0]
 
-    def __bool__(self) -> bool:
-        return True  # an empty registry is still a registry: `registry or default` must keep it
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"Registry({str(self.path)!r}, scheme_id={self.scheme_id!r})"
-
-    def _storage(self, action: str) -> contextlib.AbstractContextManager[None]:
-        if os.getpid() != self._process:
-            # SQLite's locks belong to a process; a fork that used them could damage the file.
-            raise RegistryError(f"{self.path} was opened in another process: open it in this one")
-        return storage_errors(self.path, action, self._timeout)
-
-    @contextlib.contextmanager
-    def _transaction(self, action: str) -> Iterator[sqlite3.Connection]:
-        with self._storage(action):
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                bring_up_to_date(self._connection, self.path)
-                yield self._connection
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
+    def _prepare(self) -> None:
+        bring_up_to_date(self._connection, self.path)
 
     def _refresh(self) -> None:
         """Reads the keys that were issued since the last call, or all after a removal."""

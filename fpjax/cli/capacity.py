@@ -12,21 +12,26 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from fpjax.cli import common
-from fpjax.cli.design import noise_level, several
+from fpjax.cli.study import (
+    add_closing_flags,
+    add_count_flags,
+    add_folder_flags,
+    add_noise_flag,
+    checked_out,
+    print_places,
+    running,
+    several,
+)
 
 
 def add_arguments(parser: common.Parser) -> None:
     """Arguments of the command."""
     common.add_scheme_flags(parser)
     flags = parser.flags
-    flags.add_argument("--out", metavar="FOLDER", help="Folder for all that is found.")
-    flags.add_argument(
-        "--resume", action="store_true", help="Go on with a run in FOLDER that ended early."
-    )
+    add_folder_flags(flags)
     flags.add_argument(
         "--code",
         metavar="CODE,...",
@@ -42,14 +47,7 @@ def add_arguments(parser: common.Parser) -> None:
         help="PSNR between original and fingerprinted, for which the strength is solved. "
         "Default: 34,40.",
     )
-    flags.add_argument(
-        "--noise",
-        metavar="STD,...",
-        type=several(noise_level),
-        default=[0.0, 0.05],
-        help="Standard deviations of noise in the file, images in [-1, 1]; 0 is rounding to 8 bits "
-        "alone. Default: 0,0.05.",
-    )
+    add_noise_flag(flags, [0.0, 0.05])
     flags.add_argument(
         "--rate",
         metavar="RATE,...",
@@ -71,31 +69,17 @@ def add_arguments(parser: common.Parser) -> None:
         default=[1000],
         help="Numbers of users for whom a registry is made, to check. Default: 1000.",
     )
-    for name, default, what in (
-        ("num_images", 32, "Images that are inverted for each code, quality and noise."),
-        ("num_latents", 32, "Other latents, whose Jacobians predict."),
-        ("draws", 4, "Keys that are drawn for each of those."),
-        ("num_pictures", 64, "Pictures that quality is measured on."),
-        ("num_start_images", 4000, "Images that a new start of inversions is fitted on."),
-    ):
-        flags.add_argument(
-            f"--{name}",
-            metavar="N",
-            type=common.whole(20 if name == "num_start_images" else 1),
-            default=default,
-            help=f"{what} Default: %(default)s.",
-        )
-    flags.add_argument(
-        "--seed",
-        metavar="SEED",
-        type=common.seed,
-        default=0,
-        help="Seed of all draws. Default: %(default)s.",
+    add_count_flags(
+        flags,
+        (
+            ("num_images", 1, 32, "Images that are inverted for each code, quality and noise."),
+            ("num_latents", 1, 32, "Other latents, whose Jacobians predict."),
+            ("draws", 1, 4, "Keys that are drawn for each of those."),
+            ("num_pictures", 1, 64, "Pictures that quality is measured on."),
+            ("num_start_images", 20, 4000, "Images that a new start of inversions is fitted on."),
+        ),
     )
-    flags.add_argument(
-        "--no_page", action="store_true", help="No plots and no page; they need matplotlib."
-    )
-    common.add_quiet_flag(parser)
+    add_closing_flags(parser)
 
 
 def _code(text: str) -> str:
@@ -111,19 +95,12 @@ def _code(text: str) -> str:
 
 def main(args: argparse.Namespace) -> int:
     """Runs the command."""
-    if not args.out:
-        raise common.UsageError("say where the study goes: --out FOLDER")
-    out = Path(args.out)
-    common.check_folder("--out", out)
+    out = checked_out(args)
 
-    from fpjax.progress import Display
     from fpjax.studies.capacity import Cell
     from fpjax.studies.capacity_plots import write_page
     from fpjax.studies.capacity_run import Settings, run_capacity
-    from fpjax.studies.page import check_matplotlib
 
-    if not args.no_page:
-        check_matplotlib()
     common.use_compilation_cache()
     scheme = common.open_scheme(args)
     names = ("num_images", "num_latents", "draws", "num_pictures", "num_start_images", "seed")
@@ -132,27 +109,20 @@ def main(args: argparse.Namespace) -> int:
     cells = [
         Cell(code, psnr, noise) for code in codes for psnr in args.psnr for noise in args.noise
     ]
-    with Display(quiet=args.quiet) as progress:
-        try:
-            result = run_capacity(
-                scheme,
-                out,
-                settings,
-                cells,
-                users=sorted(args.users),
-                rates=args.rate,
-                simulated=args.simulated,
-                resume=args.resume,
-                progress=progress,
-            )
-        except (KeyboardInterrupt, common.Stopped):
-            progress.finish()
-            common.say(f"what was found is in {out}: --resume goes on")
-            raise
+    with running(args, out) as progress:
+        result = run_capacity(
+            scheme,
+            out,
+            settings,
+            cells,
+            users=sorted(args.users),
+            rates=args.rate,
+            simulated=args.simulated,
+            resume=args.resume,
+            progress=progress,
+        )
     _print_table(result)
-    print(f"figures: {common.shown(out / 'capacity.json')}")
-    if not args.no_page:
-        print(f"page: {common.shown(write_page(out, result)[0])}")
+    print_places(args, out / "capacity.json", lambda: write_page(out, result))
     return common.EXIT_OK
 
 

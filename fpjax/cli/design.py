@@ -11,11 +11,20 @@ kept there as it comes; --resume goes on from it, also with other lists.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from fpjax.cli import common
+from fpjax.cli.study import (
+    add_closing_flags,
+    add_count_flags,
+    add_folder_flags,
+    add_noise_flag,
+    checked_out,
+    print_places,
+    running,
+    several,
+)
 
 _LAST = "last"
 
@@ -24,10 +33,7 @@ def add_arguments(parser: common.Parser) -> None:
     """Arguments of the command."""
     common.add_generator_flag(parser, common.DEFAULT_GENERATOR, "The generator")
     flags = parser.flags
-    flags.add_argument("--out", metavar="FOLDER", help="Folder for all that is found.")
-    flags.add_argument(
-        "--resume", action="store_true", help="Go on with a run in FOLDER that ended early."
-    )
+    add_folder_flags(flags)
     flags.add_argument(
         "--basis",
         action="append",
@@ -62,14 +68,7 @@ def add_arguments(parser: common.Parser) -> None:
         type=several(common.number_between(0, float("inf"))),
         help="Strengths instead, in each basis's units.",
     )
-    flags.add_argument(
-        "--noise",
-        metavar="STD,...",
-        type=several(noise_level),
-        default=[0.0, 0.02, 0.05],
-        help="Standard deviations of noise in the file, images in [-1, 1]; 0 is rounding to 8 bits "
-        "alone. Default: 0,0.02,0.05.",
-    )
+    add_noise_flag(flags, [0.0, 0.02, 0.05])
     flags.add_argument(
         "--product", action="store_true", help="Combine other shifts with everything, too."
     )
@@ -86,83 +85,32 @@ def add_arguments(parser: common.Parser) -> None:
         action="store_true",
         help="Measure LPIPS too; needs pip install 'fpjax[lpips]'.",
     )
-    _add_sample_flags(flags)
-    flags.add_argument(
-        "--no_page", action="store_true", help="No plots and no page; they need matplotlib."
+    add_count_flags(
+        flags,
+        (
+            ("num_samples", 2, 10_000, "Latents that directions are fitted on."),
+            ("num_jacobians", 1, 32, "Latents that the image metric is averaged over."),
+            ("num_latents", 1, 32, "Other latents, whose Jacobians predict."),
+            ("num_pictures", 1, 64, "Pictures that quality is measured on."),
+        ),
     )
-    common.add_quiet_flag(parser)
-
-
-def _add_sample_flags(flags) -> None:
-    for name, least, default, what in (
-        ("num_samples", 2, 10_000, "Latents that directions are fitted on."),
-        ("num_jacobians", 1, 32, "Latents that the image metric is averaged over."),
-        ("num_latents", 1, 32, "Other latents, whose Jacobians predict."),
-        ("num_pictures", 1, 64, "Pictures that quality is measured on."),
-    ):
-        flags.add_argument(
-            f"--{name}",
-            metavar="N",
-            type=common.whole(least),
-            default=default,
-            help=f"{what} Default: %(default)s.",
-        )
-    flags.add_argument(
-        "--seed",
-        metavar="SEED",
-        type=common.seed,
-        default=0,
-        help="Seed of all draws. Default: %(default)s.",
-    )
-
-
-def several(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """A kind of flag: values of another kind between commas, each once.
-
-    >>> several(common.whole(1))("64,32,64")
-    [64, 32]
-    """
-
-    def parse(text: str) -> list[Any]:
-        return list(dict.fromkeys(kind(word.strip()) for word in text.split(",")))
-
-    parse.__name__ = f"list of {getattr(kind, '__name__', 'value').lstrip('_')}"
-    return parse
+    add_closing_flags(parser)
 
 
 def _shift(text: str) -> int | None:
     return None if text == _LAST else common.whole(0)(text)
 
 
-def noise_level(text: str) -> float:
-    """A kind of flag: standard deviations of noise, images in [-1, 1].
-
-    >>> noise_level("0.05")
-    0.05
-    """
-    value = float(text)
-    if not 0 <= value <= 2:
-        raise argparse.ArgumentTypeError(f"{text}: expected 0 to 2")
-    return value
-
-
 def main(args: argparse.Namespace) -> int:
     """Runs the command."""
-    if not args.out:
-        raise common.UsageError("say where the study goes: --out FOLDER")
     if args.psnr and args.strength:
         raise common.UsageError("--psnr and --strength: give one of the two")
-    out = Path(args.out)
-    common.check_folder("--out", out)
+    out = checked_out(args)
 
-    from fpjax.progress import Display
     from fpjax.studies.design import grid
     from fpjax.studies.design_plots import write_page
     from fpjax.studies.design_run import METRICS, Settings, run_design
-    from fpjax.studies.page import check_matplotlib
 
-    if not args.no_page:
-        check_matplotlib()
     common.use_compilation_cache()
     generator = common.open_generator(args.generator)
     settings = Settings(
@@ -191,26 +139,19 @@ def main(args: argparse.Namespace) -> int:
             product=args.product,
         )
 
-    with Display(quiet=args.quiet) as progress:
-        try:
-            result = run_design(
-                generator,
-                out,
-                settings,
-                designs,
-                goal_exact=args.goal_exact,
-                resume=args.resume,
-                progress=progress,
-            )
-        except (KeyboardInterrupt, common.Stopped):
-            progress.finish()
-            common.say(f"what was found is in {out}: --resume goes on")
-            raise
+    with running(args, out) as progress:
+        result = run_design(
+            generator,
+            out,
+            settings,
+            designs,
+            goal_exact=args.goal_exact,
+            resume=args.resume,
+            progress=progress,
+        )
     _print_table(result)
     _print_recommendations(result)
-    print(f"figures: {common.shown(out / 'design.json')}")
-    if not args.no_page:
-        print(f"page: {common.shown(write_page(out, result)[0])}")
+    print_places(args, out / "design.json", lambda: write_page(out, result))
     return common.EXIT_OK
 
 

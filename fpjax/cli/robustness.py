@@ -12,19 +12,23 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from fpjax.cli import common
+from fpjax.cli.study import (
+    add_closing_flags,
+    add_count_flags,
+    add_folder_flags,
+    checked_out,
+    print_places,
+    running,
+)
 
 
 def add_arguments(parser: common.Parser) -> None:
     """Arguments of the command."""
     flags = parser.flags
-    flags.add_argument("--out", metavar="FOLDER", help="Folder for all that is found.")
-    flags.add_argument(
-        "--resume", action="store_true", help="Go on with a run in FOLDER that ended early."
-    )
+    add_folder_flags(flags)
     flags.add_argument(
         "--scheme",
         metavar="SCHEME",
@@ -40,18 +44,14 @@ def add_arguments(parser: common.Parser) -> None:
         help="An attack, may be repeated. Default: the four published ones, JPEG at 95, 90 and 75, "
         "and changes of size, brightness, contrast, place and window.",
     )
-    for name, default, what in (
-        ("num_images", 64, "Pictures for each scheme and attack."),
-        ("num_users", 1000, "Registered users."),
-        ("num_predicted", 8, "Pictures whose information predicts, a Jacobian each."),
-    ):
-        flags.add_argument(
-            f"--{name}",
-            metavar="N",
-            type=common.whole(0 if name == "num_predicted" else 1),
-            default=default,
-            help=f"{what} Default: %(default)s.",
-        )
+    add_count_flags(
+        flags,
+        (
+            ("num_images", 1, 64, "Pictures for each scheme and attack."),
+            ("num_users", 1, 1000, "Registered users."),
+            ("num_predicted", 0, 8, "Pictures whose information predicts, a Jacobian each."),
+        ),
+    )
     flags.add_argument(
         "--observation",
         choices=("file", "auto"),
@@ -68,26 +68,15 @@ def add_arguments(parser: common.Parser) -> None:
     flags.add_argument(
         "--lpips", action="store_true", help="Measure LPIPS too; needs pip install 'fpjax[lpips]'."
     )
-    flags.add_argument(
-        "--seed", metavar="SEED", type=common.seed, default=0, help="Seed of all draws."
-    )
-    flags.add_argument(
-        "--no_page", action="store_true", help="No plots and no page; they need matplotlib."
-    )
-    common.add_quiet_flag(parser)
+    add_closing_flags(parser)
 
 
 def main(args: argparse.Namespace) -> int:
     """Runs the command."""
-    if not args.out:
-        raise common.UsageError("say where the study goes: --out FOLDER")
-    out = Path(args.out)
-    common.check_folder("--out", out)
+    out = checked_out(args)
 
     from fpjax.attacks import AttackError, parse
     from fpjax.fingerprint.scheme import load_scheme
-    from fpjax.progress import Display
-    from fpjax.studies.page import check_matplotlib
     from fpjax.studies.robustness import DEFAULT_ATTACKS
     from fpjax.studies.robustness_plots import write_page
     from fpjax.studies.robustness_run import Settings, run_robustness
@@ -98,8 +87,6 @@ def main(args: argparse.Namespace) -> int:
             parse(attack)
     except AttackError as error:
         raise common.UsageError(f"--attack: {error}") from error
-    if not args.no_page:
-        check_matplotlib()
     common.use_compilation_cache()
     generator = common.open_generator(args.generator) if args.generator else None
     names = list(dict.fromkeys(args.scheme or [common.DEFAULT_GENERATOR]))
@@ -112,25 +99,18 @@ def main(args: argparse.Namespace) -> int:
         lpips=args.lpips,
         seed=args.seed,
     )
-    with Display(quiet=args.quiet) as progress:
-        try:
-            result = run_robustness(
-                schemes,
-                out,
-                settings,
-                attacks,
-                num_predicted=args.num_predicted,
-                resume=args.resume,
-                progress=progress,
-            )
-        except (KeyboardInterrupt, common.Stopped):
-            progress.finish()
-            common.say(f"what was found is in {out}: --resume goes on")
-            raise
+    with running(args, out) as progress:
+        result = run_robustness(
+            schemes,
+            out,
+            settings,
+            attacks,
+            num_predicted=args.num_predicted,
+            resume=args.resume,
+            progress=progress,
+        )
     _print_table(result)
-    print(f"figures: {common.shown(out / 'robustness.json')}")
-    if not args.no_page:
-        print(f"page: {common.shown(write_page(out, result)[0])}")
+    print_places(args, out / "robustness.json", lambda: write_page(out, result))
     return common.EXIT_OK
 
 
