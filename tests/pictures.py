@@ -42,7 +42,10 @@ def sample(params, key, num):
 @functools.cache
 def _params():
     rng = np.random.default_rng(0)
-    draw = lambda *shape, scale: (rng.standard_normal(shape) * scale).astype(np.float32)  # noqa: E731
+
+    def draw(*shape, scale):
+        return (rng.standard_normal(shape) * scale).astype(np.float32)
+
     params = {
         "first": draw(3, 3, 3, 12, scale=0.35),
         "second": draw(3, 3, 12, 3, scale=0.16),

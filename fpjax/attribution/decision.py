@@ -361,25 +361,9 @@ def attribute(
     mesh: Mesh | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Attribution:
-    """Reads the keys out of images and, given a registry, names their holders.
+    """Keys and verdicts of arrays, all read through one observation.
 
-    Args:
-      scheme: a calibrated scheme, as bundled or from `calibrate`.
-      images: (B, H, W, C), uint8 or float in [-1, 1].
-      registry: who holds which key: a `Registry`, a `DerivedRegistry`, or a source of keys such as
-        `DerivedKeys`, whose holders are numbers; without it there are no verdicts.
-      false_positive_rate: chance that an image made without the registered keys is attributed to
-        anybody at all. It is exact for keys that are uniformly random and secret, whatever the
-        image, the observation and the solver.
-      observation: how the generator's output became the files; by default `Rounded8Bit()`.
-      problem: for `invert`, instead of one made of scheme and observation.
-      solver: see `default_solver`.
-      memory: see `invert`.
-      mesh: see `invert`.
-      progress: called with (images finished, images in all).
-
-    Returns:
-      The `Attribution`.
+    `fpjax.attribute` (`attribution/files.py`) says what the arguments are, and takes files too.
 
     Raises:
       InputError: if the images do not fit the generator or the scheme is not calibrated.

@@ -82,7 +82,8 @@ def attribute(
     Args:
       scheme: a calibrated scheme, as bundled or from `calibrate`.
       images: (B, H, W, C), uint8 or float in [-1, 1]; or paths of files, or `Picture`s.
-      registry: who holds which key; without it there are no verdicts.
+      registry: who holds which key: a `Registry`, a `DerivedRegistry`, or a source of keys such as
+        `DerivedKeys`, whose holders are numbers; without it there are no verdicts.
       false_positive_rate: chance that an image made without the registered keys is attributed to
         anybody at all. It is exact for keys that are uniformly random and secret, whatever the
         image, the observation and the solver.
@@ -91,7 +92,7 @@ def attribute(
         explain it. An `Observation` (the default for arrays: `Rounded8Bit()`): that one for all.
       resize: for paths: whether to take pictures of another size than the generator's.
       problem: for `invert`, instead of one made of scheme and observation.
-      solver: by default `LevenbergMarquardt()`.
+      solver: see `default_solver`.
       memory: see `invert`.
       mesh: see `invert`.
       progress: called with (images finished, images in all).
@@ -123,7 +124,7 @@ def attribute(
     shape = scheme.generator.image_shape
     pictures = _pictures(images, shape, resize)
     if not isinstance(observation, str) and (observation is not None or problem is not None):
-        return attribute(
+        return decision.attribute(
             scheme, np.stack([picture.pixels for picture in pictures]), registry,
             false_positive_rate=false_positive_rate, observation=observation, problem=problem,
             solver=solver, memory=memory, mesh=mesh, progress=progress,

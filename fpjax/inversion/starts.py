@@ -108,8 +108,8 @@ def nearer_start(
 ) -> Float[Array, " unknowns"]:
     """A start (K,) that explains an image's low-passed pixels better, by forward passes alone.
 
-    Descends with the average Jacobian of the calibration in place of the image's own. It takes the
-    bundled generator's residual from 50 to 20 times the noise in the time of 40 forward passes.
+    Descends with the average Jacobian of the calibration in place of the image's own, for at most
+    40 forward passes. Where the first steps make it worse, the start stays what it is.
     """
     assert isinstance(problem.prior, GaussianPrior) and problem.average_rows is not None
     mean, std = problem.prior.mean_and_std(problem.scheme)

@@ -1,11 +1,13 @@
 """Files as people send them: what is believed of their history, and how tries are counted.
 
-Inversion is replaced by what it would find, so that these facts are those of reading and counting;
-inversions of such files are in `tests/inversion`.
+Inversion is replaced by what it would find, so that these facts are those of reading and counting,
+but for the last test; other inversions of such files are in `tests/inversion`.
 """
 
+import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import fpjax
 from fpjax.attacks import GaussianNoise, Jpeg, Rescale
@@ -199,3 +201,20 @@ def test_readings_that_do_not_exist_are_refused(scheme, images):
         fpjax.attribute(scheme, images, observation="guess")
     with pytest.raises(InputError, match="expected uint8"):
         fpjax.attribute(scheme, images / np.float32(255), observation="auto")
+
+
+def test_resized_and_recompressed_files_are_read_by_real_inversions(calibrated_scheme, tmp_path):
+    """Nothing is replaced here: the keys come through the filter, and the file's own tables."""
+    scheme = calibrated_scheme
+    keys = fpjax.sample_keys(jax.random.key(8), 2, scheme.key_length)
+    images = fpjax.generate(scheme, jax.random.key(9), keys).images
+    large, once = [tmp_path / "a.png", tmp_path / "b.png"], tmp_path / "once.jpg"
+    for path, image in zip(large, images, strict=True):
+        Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC).save(path)
+    with pytest.raises(fpjax.ImageError):
+        fpjax.attribute(scheme, large)
+    found = fpjax.attribute(scheme, large, resize=True, observation="auto")
+    np.testing.assert_array_equal(found.keys, keys)
+    Image.fromarray(images[0]).save(once, quality=95)
+    found = fpjax.attribute(scheme, [once])
+    np.testing.assert_array_equal(found.keys, keys[:1])

@@ -112,7 +112,7 @@ def test_the_perceptual_metric_predicts_the_lpips_of_a_small_step(tiny_generator
     latent = sample_latents(tiny_generator, jax.random.key(0), 1)
     metric = image_metric(tiny_generator, latent, lpips=params)
     step = 0.02 * np.random.default_rng(0).standard_normal(16).astype(np.float32)
-    decode = lambda w: tiny_generator.decode(tiny_generator.params, w)  # noqa: E731
+    decode = functools.partial(tiny_generator.decode, tiny_generator.params)
     distance = perceptual.lpips(params, decode(latent), decode(latent + step))
     # The third-order term of so small a step is a few percent.
     np.testing.assert_allclose(step @ metric @ step, distance[0], rtol=0.1)

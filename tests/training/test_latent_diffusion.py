@@ -81,13 +81,16 @@ def test_a_resumed_run_takes_the_steps_of_one_that_never_stopped(config, data, t
 @pytest.mark.parametrize(("config", "data"), CASES, ids=["first stage", "prior"])
 def test_a_step_keeps_every_type_whatever_switches_are_set(config, data):
     batch = data(4)
+
+    def step(state, batch):
+        return runs.advance(config, state, batch, 0)
+
     with (
         jax.enable_x64(True),
         jax.numpy_dtype_promotion("strict"),
         jax.numpy_rank_promotion("raise"),
     ):
         state = jax.eval_shape(lambda: runs.init_state(config))
-        step = lambda state, batch: runs.advance(config, state, batch, 0)  # noqa: E731
         after, metrics = jax.eval_shape(step, state, jax.ShapeDtypeStruct(batch.shape, batch.dtype))
     assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, state)
     kinds = {x.dtype for x in jax.tree.leaves((after, metrics))}

@@ -1,0 +1,53 @@
+"""How near inversions start: residuals of the linear read-out, and after the average Jacobian.
+
+    python benchmarks/starts.py [--scheme avatars-stylegan2] [--num_images 32]
+
+Residuals are root-mean-square, in units of the rounding noise of an 8-bit file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import jax
+import numpy as np
+
+import fpjax
+from fpjax.inversion.solvers.base import evaluate
+from fpjax.inversion.starts import linear_starts, nearer_start
+
+
+@jax.jit
+def _ratio(problem, unknowns, target):
+    return evaluate(problem, unknowns, target, 0.0)[2]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scheme", default="avatars-stylegan2")
+    parser.add_argument("--num_images", type=int, default=32)
+    args = parser.parse_args()
+    scheme = fpjax.load_scheme(args.scheme)
+    problem = fpjax.Problem(scheme)
+    prepared = jax.device_put(problem.prepared())
+    keys = fpjax.sample_keys(jax.random.key(5), args.num_images, scheme.key_length)
+    files = fpjax.generate(scheme, jax.random.key(6), keys).images / np.float32(127.5) - 1
+    nearer = jax.jit(nearer_start)
+    ratios = []
+    for pair in zip(linear_starts(problem, files), files, strict=True):
+        start, target = jax.device_put(pair)
+        near = nearer(prepared, start, target)
+        ratios.append([float(_ratio(prepared, x, target)) for x in (start, near)])
+    linear, near = np.array(ratios).T
+    report = {
+        "images": len(ratios),
+        "linear_median": float(np.median(linear)),
+        "nearer_median": float(np.median(near)),
+        "not_nearer": int((near > 0.99 * linear).sum()),
+    }
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()
