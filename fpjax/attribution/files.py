@@ -273,33 +273,31 @@ def _answer(
     name: str,
 ) -> Attribution:
     """The better of the readings of each picture, at a rate that counts them."""
-    first, *later = readings
-    solution = first.solution
-    verdicts: list[Verdict] | None = None
-    attempts = np.ones(len(solution), int)
-    for reading in later:
+    count = len(readings[0].solution)
+    attempts = np.zeros(count, int)
+    for reading in readings:
         attempts[reading.rows] += 1
-    if registry is not None:
-        candidates, best = candidates_of(registry), {}
-        for reading in readings:
-            for tries in np.unique(attempts[reading.rows]):
-                chosen = np.flatnonzero(attempts[reading.rows] == tries)
-                part = reading.solution.take(chosen)
-                answers = decide_among(
-                    part, candidates, levels=scheme.levels, code=scheme.code,
-                    max_noise_ratio=_limit(scheme), false_positive_rate=rate / int(tries),
-                )  # fmt: skip
-                for k, (i, found) in enumerate(zip(chosen, answers, strict=True)):
-                    row = int(reading.rows[i])
-                    found = _told(found, reading, int(i), int(tries))
-                    if row not in best or found.p_value < best[row].p_value:
-                        best[row] = found
-                        solution = _put(solution, row, part.take([k]))
-        verdicts = [best[row] for row in range(len(solution))]
-    else:
-        for reading in later:
-            for i, row in enumerate(map(int, reading.rows)):
-                solution = _put(solution, row, reading.solution.take([i]))
+    # Of each picture: which reading's answer stands, the last one's where nobody is asked for.
+    stands = np.zeros(count, int)
+    best: dict[int, Verdict] = {}
+    candidates = None if registry is None else candidates_of(registry)
+    for place, reading in enumerate(readings):
+        if candidates is None:
+            stands[reading.rows] = place
+            continue
+        for tries in np.unique(attempts[reading.rows]):
+            chosen = np.flatnonzero(attempts[reading.rows] == tries)
+            answers = decide_among(
+                reading.solution.take(chosen), candidates, levels=scheme.levels, code=scheme.code,
+                max_noise_ratio=_limit(scheme), false_positive_rate=rate / int(tries),
+            )  # fmt: skip
+            for i, found in zip(chosen, answers, strict=True):
+                row = int(reading.rows[i])
+                found = _told(found, reading, int(i), int(tries))
+                if row not in best or found.p_value < best[row].p_value:
+                    best[row], stands[row] = found, place
+    verdicts = None if candidates is None else [best[row] for row in range(count)]
+    solution = _standing(readings, stands)
     calibration = scheme.calibration
     return Attribution(
         read_keys(solution, scheme.code, scheme.levels),
@@ -333,8 +331,12 @@ def _told(verdict: Verdict, reading: _Readings, i: int, attempts: int) -> Verdic
     )
 
 
-def _put(solution: Solution, row: int, one: Solution) -> Solution:
-    """A solution with one image's row changed."""
-    order = np.arange(len(solution))
-    order[row] = len(solution)
-    return Solution.concatenate([solution, one]).take(order)
+def _standing(readings: list[_Readings], stands: np.ndarray) -> Solution:
+    """Of each picture, the solution of the reading that stands."""
+    index = np.zeros(len(stands), int)
+    begins = 0
+    for place, reading in enumerate(readings):
+        mine = stands[reading.rows] == place
+        index[reading.rows[mine]] = begins + np.flatnonzero(mine)
+        begins += len(reading.rows)
+    return Solution.concatenate([reading.solution for reading in readings]).take(index)

@@ -56,18 +56,9 @@ class CandidateFits:
       steps: (B, C) int32, steps taken, of both kinds.
       solution: the inversion with free symbols that the candidates began from.
 
-    >>> import fpjax
-    >>> from fpjax.models.linear import linear_generator
-    >>> generator = linear_generator()
-    >>> basis = fpjax.fit_basis(generator, jax.random.key(0), 100, metric="latent")
-    >>> scheme = fpjax.Scheme.create(generator, basis, key_length=4, strength=0.5)
-    >>> keys = np.array([[0, 1, 1, 0], [1, 0, 0, 1], [1, 1, 1, 0]])
-    >>> images = fpjax.generate(scheme, jax.random.key(2), keys).images
-    >>> starts = np.zeros((1, 16), np.float32)
-    >>> problem = fpjax.Problem(scheme)
-    >>> found = fpjax.invert(problem, images, starts=starts)
-    >>> invert_candidates(problem, images, keys, found).cost.shape
-    (3, 3)
+    >>> cost = np.array([[3.0, 1.0]], np.float32)
+    >>> CandidateFits(cost, cost, cost, np.ones((1, 2), np.int32), None).best.tolist()
+    [1]
     """
 
     cost: Float[np.ndarray, "batch candidates"]
@@ -243,6 +234,8 @@ class _Lane(NamedTuple):
     cost: Array
     slope: Array
     """Gradient of the cost by alpha, (A,): by the updated Jacobian, or exact."""
+    newton: Array
+    """Full step against it, (A,)."""
     length: Array
     """Share of a full step that is tried next."""
     promise: Array
@@ -285,8 +278,9 @@ def _approach(problem, shared: _Shared, candidate, target, tolerance, steps: int
         jnp.zeros((steps, len(alpha)), jnp.float32),
         jnp.zeros((steps, len(residual)), jnp.float32),
     )
+    newton = _newton(shared, slope)
     begin = _Lane(
-        alpha, residual, cost, slope, one, 0.5 * slope @ _newton(shared, slope), updates,
+        alpha, residual, cost, slope, newton, one, 0.5 * slope @ newton, updates,
         jnp.zeros((), jnp.int32),
     )  # fmt: skip
 
@@ -295,7 +289,7 @@ def _approach(problem, shared: _Shared, candidate, target, tolerance, steps: int
 
     def body(lane: _Lane) -> _Lane:
         first, second = lane.updates
-        change = -lane.length * _newton(shared, lane.slope)
+        change = -lane.length * lane.newton
         moved = lane.alpha + change
         residual, cost = _evaluate(problem, shared, moved, candidate, target)
         better = cost < lane.cost
@@ -309,11 +303,11 @@ def _approach(problem, shared: _Shared, candidate, target, tolerance, steps: int
         alpha = jnp.where(better, moved, lane.alpha)
         residual = jnp.where(better, residual, lane.residual)
         slope = shared.rows @ residual + first.T @ (second @ residual) + shared.precision * alpha
+        newton = _newton(shared, slope)
         length = jnp.where(better, jnp.minimum(1, 2 * lane.length), lane.length / 4)
         return _Lane(
-            alpha, residual, jnp.where(better, cost, lane.cost), slope,
-            length.astype(jnp.float32), 0.5 * slope @ _newton(shared, slope), (first, second),
-            lane.count + 1,
+            alpha, residual, jnp.where(better, cost, lane.cost), slope, newton,
+            length.astype(jnp.float32), 0.5 * slope @ newton, (first, second), lane.count + 1,
         )  # fmt: skip
 
     return jax.lax.while_loop(running, body, begin)
