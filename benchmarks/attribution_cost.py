@@ -13,8 +13,8 @@ The same weights and the same 8-bit files for all, in turns:
              right: the most favourable way to count.
   fpjax      `fpjax.invert` with its defaults, warm.
 
-At 32 px the generator and scheme are the bundled ones, at 256 px the weights are random, in the
-layout of StyleGAN2-ADA, with the start at the mean latent and principal components. Peak memory is
+At 32 px the generator and scheme are the bundled ones; at 256 px the weights are random, in the
+layout of StyleGAN2-ADA, on principal components (`benchmarks/inversion_large.py`). Peak memory is
 of the whole process so far, so the order is the one above.
 """
 
@@ -38,7 +38,7 @@ import fpjax
 from fpjax.perceptual import init_lpips
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from inversion_large import random_generator
+from inversion_large import large_scheme, random_generator
 from lpips_speed import torch_lpips, torch_weights
 
 PUBLISHED_STEPS = 20 * 2000
@@ -152,20 +152,16 @@ def main() -> None:
     parser.add_argument("--json", default=None)
     args = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    starts = None
     if args.size == 32:
         scheme = fpjax.load_scheme("avatars-stylegan2")
     else:
-        generator = random_generator(args.size)
-        basis = fpjax.fit_basis(generator, jax.random.key(1), 10_000, metric="latent")
-        scheme = fpjax.Scheme.create(generator, basis, 64, strength=1.0)
-        starts = np.zeros((1, len(basis)), np.float32)
+        scheme = large_scheme(random_generator(args.size, 0.25), 1000)
     keys = fpjax.sample_keys(jax.random.key(2), args.num_images, scheme.key_length)
     files = fpjax.generate(scheme, jax.random.key(3), keys).images
     problem = TorchProblem(scheme)
     target = torch.from_numpy(files.astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2).contiguous()
     weights = torch_weights(init_lpips(jax.random.key(0)))
-    fpjax.invert(fpjax.Problem(scheme), files[:1], starts=starts)  # compiles
+    fpjax.invert(fpjax.Problem(scheme), files[:1])  # compiles
     rows = []
     for turn in range(args.rounds):
         row = {"turn": turn}
@@ -177,7 +173,7 @@ def main() -> None:
         row["variant_steps"] = found[3]
         row["variant_peak_mib"] = peak_mib()
         before = time.perf_counter()
-        solution = fpjax.invert(fpjax.Problem(scheme), files, starts=starts)
+        solution = fpjax.invert(fpjax.Problem(scheme), files)
         row["fpjax_seconds"] = (time.perf_counter() - before) / len(keys)
         right = solution.keys == keys
         row |= {"fpjax_exact": int(right.all(axis=1).sum()), "fpjax_bits": float(right.mean())}

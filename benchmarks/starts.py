@@ -1,8 +1,10 @@
-"""How near inversions start: residuals of the linear read-out, and after the average Jacobian.
+"""How near inversions start, and how far off they may start.
 
-    python benchmarks/starts.py [--scheme avatars-stylegan2] [--num_images 32]
+    python benchmarks/starts.py [--scheme avatars-stylegan2] [--num_images 32] [--from_mean 16]
 
-Residuals are root-mean-square, in units of the rounding noise of an 8-bit file.
+Residuals of the linear read-out, and after the average Jacobian: root-mean-square, in units of the
+rounding noise of an 8-bit file. Then inversions of the first files that start at the mean latent,
+with no calibration, with the prior tempered by the residual and without: keys exact, Jacobians.
 """
 
 from __future__ import annotations
@@ -27,12 +29,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scheme", default="avatars-stylegan2")
     parser.add_argument("--num_images", type=int, default=32)
+    parser.add_argument("--from_mean", type=int, default=16, help="files to start at the mean")
     args = parser.parse_args()
     scheme = fpjax.load_scheme(args.scheme)
     problem = fpjax.Problem(scheme)
     prepared = jax.device_put(problem.prepared())
     keys = fpjax.sample_keys(jax.random.key(5), args.num_images, scheme.key_length)
-    files = fpjax.generate(scheme, jax.random.key(6), keys).images / np.float32(127.5) - 1
+    made = fpjax.generate(scheme, jax.random.key(6), keys).images
+    files = made / np.float32(127.5) - 1
     nearer = jax.jit(nearer_start)
     ratios = []
     for pair in zip(linear_starts(problem, files), files, strict=True):
@@ -46,6 +50,13 @@ def main() -> None:
         "nearer_median": float(np.median(near)),
         "not_nearer": int((near > 0.99 * linear).sum()),
     }
+    mean = np.zeros((1, problem.num_unknowns), np.float32)
+    bare = fpjax.Problem(scheme.without_calibration())
+    for name, tempering in (("tempered", fpjax.LevenbergMarquardt.tempering), ("not_tempered", 0)):
+        solver = fpjax.LevenbergMarquardt(tempering=tempering)
+        found = fpjax.invert(bare, made[: args.from_mean], solver, starts=mean)
+        exact = (found.keys == keys[: args.from_mean]).all(axis=1)
+        report[name] = {"exact": int(exact.sum()), "jacobians": float(found.steps.mean())}
     print(json.dumps(report, indent=2))
 
 

@@ -164,7 +164,7 @@ def invert_iter(
                 yielded |= new
                 positions = np.flatnonzero(new)
                 done += len(positions)
-                yield rows[positions], _collect(solver, problem, wave, positions)
+                yield rows[positions], _collect(solver, placed, problem, wave, positions)
                 if progress is not None:
                     progress(done, count)
             if finished.all():
@@ -334,8 +334,8 @@ def _round(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _estimates(solver: Solver, problem: Problem, wave: Wave):
-    """The best lane of each image: (estimate, status, steps, pixel residual)."""
+def _estimates(solver: Solver, problem: Problem, wave: Wave, wanted: Array):
+    """The best lane of each image: (estimate, status, steps, pixel residual where wanted)."""
 
     def of_lane(state, target):
         bound, pixels = _bound(problem, target)
@@ -352,16 +352,28 @@ def _estimates(solver: Solver, problem: Problem, wave: Wave):
         return jax.tree.map(lambda x: x[winner, jnp.arange(x.shape[1])], tree)
 
     estimate = best(lanes)
-    residual = jax.lax.map(
-        lambda operands: pixel_residual(problem.image(operands[0]), operands[1]),
-        (estimate.unknowns, wave["targets"][0]),
-    )
+
+    def residual_of(operands):
+        unknowns, pixels, needed = operands
+        return jax.lax.cond(
+            needed,
+            lambda: pixel_residual(problem.image(unknowns), pixels),
+            lambda: jnp.zeros((), jnp.float32),
+        )
+
+    # A wave is looked at each time that images of it finish: the others need no decoding.
+    residual = jax.lax.map(residual_of, (estimate.unknowns, wave["targets"][0], wanted))
     soft_bits = problem.bits_of(estimate.unknowns)
     return estimate, best(wave["status"]), best(steps), residual, soft_bits
 
 
-def _collect(solver: Solver, problem: Problem, wave: Wave, positions: np.ndarray) -> Solution:
-    found = jax.tree.map(lambda x: _fetch(x)[positions], _estimates(solver, problem, wave))
+def _collect(
+    solver: Solver, placed: _Placed, problem: Problem, wave: Wave, positions: np.ndarray
+) -> Solution:
+    images = wave["status"].shape[1]
+    wanted = placed.put_images(np.isin(np.arange(images), positions))
+    estimates = _estimates(solver, problem, wave, wanted)
+    found = jax.tree.map(lambda x: _fetch(x)[positions], estimates)
     estimate, status, steps, residual, soft_bits = found
     _, half = level_range(problem.scheme.levels)
     keys = (soft_bits > 0.5).astype(np.uint8)

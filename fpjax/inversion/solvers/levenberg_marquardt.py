@@ -45,8 +45,8 @@ _ASTRAY = 10.0
 """Noise ratio after the first Jacobian above which the average Jacobian is taken to have led into
 another valley: the lane goes back to the start it was given."""
 
-_HOPELESS = 0.8
-"""Share of the cost that a Jacobian left, above which an image far from the noise is given up."""
+_AHEAD = 3
+"""Jacobians that an image is given to come near, each gaining as the last one did."""
 
 _CPU_TANGENTS = 64
 """Tangents of a lane that a CPU pushes through at once."""
@@ -95,11 +95,15 @@ class LevenbergMarquardt:
         bundled generator a fresh one promised 1 to 3 % of that. 0 asks for a fresh one always.
       solved_ratio: residual, in units of the observation's noise, up to which an image that has
         converged is solved.
-      hopeless_ratio, hopeless_after: an image whose residual is still above this ratio after this
-        many Jacobians, and whose cost fell by less than a fifth in the last, is given up: nothing
-        here explains it.
+      hopeless_ratio, hopeless_after: an image is given up once this many Jacobians were taken,
+        where three more that gain as the last one did would leave its residual above this ratio:
+        nothing here explains it.
       stalled_after: an image that is not solved after this many Jacobians, and whose cost fell by
         less than a tenth in the last, has converged with more than noise left.
+      tempering: share of the mean squared residual, in excess of the noise's, that multiplies the
+        prior while a Jacobian's steps are taken (iteratively regularised Gauss-Newton, Bakushinskii
+        1992). It takes lanes that start far off to the noise floor more often, in fewer Jacobians,
+        and is gone there: `python benchmarks/starts.py` measures it.
       jacobian_dtype: "float32", or "bfloat16" where the Jacobian alone is larger than memory;
         products accumulate in float32 either way.
 
@@ -117,8 +121,9 @@ class LevenbergMarquardt:
     near: float = 1.0
     solved_ratio: float = 1.3
     hopeless_ratio: float = 25.0
-    hopeless_after: int = 4
+    hopeless_after: int = 3
     stalled_after: int = 6
+    tempering: float = 0.1
     jacobian_dtype: str = "float32"
 
     name: ClassVar[str] = "levenberg-marquardt"
@@ -136,6 +141,8 @@ class LevenbergMarquardt:
                 f"tolerance {self.tolerance}, near {self.near}: expected positive numbers, or no "
                 "near"
             )
+        if not self.tempering >= 0:
+            raise InputError(f"tempering {self.tempering}: expected a number from 0")
         if self.jacobian_dtype not in ("float32", "bfloat16"):
             raise InputError(
                 f"jacobian_dtype {self.jacobian_dtype!r}: choose 'float32' or 'bfloat16'"
@@ -209,16 +216,21 @@ class LevenbergMarquardt:
         gradient = product(rows, residual) + precision * (state.unknowns - mean)
         promise = 0.5 * gradient @ solve(gram + jnp.diag(precision), gradient)
 
-        def objective(unknowns):
-            return evaluate(problem, unknowns, target, leak)
-
+        # What the model cannot explain yet counts as noise, so that the prior weighs more than at
+        # the end: unknowns that run off to fit what only better ones explain do not come back.
         penalty = problem.prior.penalty(problem.scheme, state.unknowns)
-        cost = 0.5 * (residual @ residual) + penalty
+        heat = self.tempering * jnp.maximum(jnp.mean(residual**2) - 1, 0)
+
+        def objective(unknowns):
+            residual, cost, ratio = evaluate(problem, unknowns, target, leak)
+            return residual, cost + heat * problem.prior.penalty(problem.scheme, unknowns), ratio
+
+        cost = 0.5 * (residual @ residual) + (1 + heat) * penalty
         end = descend(
             objective,
             rows,
             (state.unknowns, residual, cost, state.ratio),
-            (mean, precision),
+            (mean, (1 + heat) * precision),
             jnp.minimum(state.damping, 1),
             bounded=problem.bounded,
             steps=self.inner_steps,
@@ -233,10 +245,11 @@ class LevenbergMarquardt:
             end.unknowns[num_alpha:],
             num_alpha,
         )
+        untempered = end.cost - heat * problem.prior.penalty(problem.scheme, end.unknowns)
         after = LaneState(
             unknowns=end.unknowns,
             damping=end.damping,
-            cost=end.cost,
+            cost=untempered,
             ratio=end.ratio,
             promise=promise,
             shrink=end.cost / jnp.maximum(cost, 1e-6),
@@ -268,11 +281,9 @@ class LevenbergMarquardt:
         promise = state.promise / problem.num_unknowns
         enough = (promise < self.tolerance) | ((promise < self.near) & state.settled)
         converged = enough & (state.steps > 0)
-        hopeless = (
-            (state.steps >= self.hopeless_after)
-            & (state.ratio > self.hopeless_ratio)
-            & (state.shrink > _HOPELESS)
-        )
+        # The cost shrinks as the square of the ratio does.
+        expected = state.ratio * jnp.minimum(state.shrink, 1) ** (_AHEAD / 2)
+        hopeless = (state.steps >= self.hopeless_after) & (expected > self.hopeless_ratio)
         stalled = (
             (state.steps >= self.stalled_after)
             & (state.ratio > self.solved_ratio)
