@@ -11,7 +11,7 @@ import fpjax
 from fpjax.errors import InputError
 from fpjax.inversion.observation import Gaussian
 from fpjax.inversion.problem import Problem
-from fpjax.inversion.solution import Status
+from fpjax.inversion.solution import RUNNING, Status
 from fpjax.inversion.solvers.adam import Adam
 from fpjax.inversion.solvers.levenberg_marquardt import LevenbergMarquardt
 from tests import toys
@@ -128,6 +128,42 @@ def test_a_converged_lane_is_at_a_minimum_to_a_fraction_of_a_nat():
         problem, images, LevenbergMarquardt(tolerance=1e-4), starts=toys.starts(scheme)
     )
     assert (found.loss - more.loss < 0.02 * 16).all()
+
+
+def test_tempering_is_gone_at_the_noise():
+    scheme = toys.scheme(toys.generator(toys.curved_decode, scale=0.1))
+    problem = Problem(scheme)
+    images = fpjax.generate(scheme, jax.random.key(2), _keys(2)).images
+    plain, tempered = (
+        fpjax.invert(
+            problem,
+            images,
+            LevenbergMarquardt(tempering=tempering, tolerance=1e-4),
+            starts=toys.starts(scheme),
+        )
+        for tempering in (0, 30)
+    )
+    assert (tempered.status == Status.SOLVED).all()
+    np.testing.assert_allclose(tempered.loss, plain.loss, atol=0.05)
+    with pytest.raises(InputError, match="tempering -1: expected a number from 0"):
+        LevenbergMarquardt(tempering=-1)
+
+
+def test_an_image_is_given_up_where_it_will_not_come_near():
+    solver = LevenbergMarquardt()
+    scheme = toys.scheme()
+    target = jnp.zeros(toys.SHAPE)
+    state = solver.init(Problem(scheme).prepared(), jnp.asarray(toys.starts(scheme)[0]), target)
+    for ratio, shrink, steps, expected in (
+        (160.0, 0.5, 3, Status.UNEXPLAINED),
+        (160.0, 0.5, 2, RUNNING),
+        (40.0, 0.44, 3, RUNNING),  # another three such Jacobians reach 12
+        (26.0, 0.99, 3, Status.UNEXPLAINED),
+    ):
+        now = state._replace(
+            ratio=jnp.float32(ratio), shrink=jnp.float32(shrink), steps=jnp.int32(steps)
+        )
+        assert solver.terminate(Problem(scheme), now) == expected
 
 
 def test_the_clip_leaks_only_while_far_from_the_noise():

@@ -48,6 +48,9 @@ another valley: the lane goes back to the start it was given."""
 _AHEAD = 3
 """Jacobians that an image is given to come near, each gaining as the last one did."""
 
+_STALLED = 0.9
+"""Share of the cost that a Jacobian left, above which a lane hardly moves."""
+
 _CPU_TANGENTS = 64
 """Tangents of a lane that a CPU pushes through at once."""
 
@@ -67,6 +70,8 @@ class LaneState(NamedTuple):
     """Decrease of the cost, in nats, that the last Jacobian promised at its own point."""
     shrink: Array
     """Cost after the last step as a share of the cost before it."""
+    tempered: Array
+    """Whether the last step's prior was tempered."""
     settled: Array
     """Whether the last Jacobian's inner steps ended because they gained nothing more."""
     information: Array
@@ -191,6 +196,7 @@ class LevenbergMarquardt:
             ratio=ratio,
             promise=infinite,
             shrink=one,
+            tempered=jnp.zeros((), bool),
             settled=jnp.zeros((), bool),
             information=zeros,
             linear=zeros[0],
@@ -219,7 +225,10 @@ class LevenbergMarquardt:
         # What the model cannot explain yet counts as noise, so that the prior weighs more than at
         # the end: unknowns that run off to fit what only better ones explain do not come back.
         penalty = problem.prior.penalty(problem.scheme, state.unknowns)
-        heat = self.tempering * jnp.maximum(jnp.mean(residual**2) - 1, 0)
+        # Where that holds a lane back, it goes on without.
+        excess = jnp.maximum(jnp.mean(residual**2) - 1, 0)
+        moving = (state.steps == 0) | (state.shrink < _STALLED)
+        heat = jnp.where(moving, self.tempering * excess, jnp.zeros_like(excess))
 
         def objective(unknowns):
             residual, cost, ratio = evaluate(problem, unknowns, target, leak)
@@ -253,6 +262,7 @@ class LevenbergMarquardt:
             ratio=end.ratio,
             promise=promise,
             shrink=end.cost / jnp.maximum(cost, 1e-6),
+            tempered=heat > 0,
             settled=(end.gain <= SETTLED) & (state.ratio <= _NEAR),
             information=information,
             linear=linear,
@@ -287,9 +297,9 @@ class LevenbergMarquardt:
         stalled = (
             (state.steps >= self.stalled_after)
             & (state.ratio > self.solved_ratio)
-            & (state.shrink > 0.9)
+            & (state.shrink > _STALLED)
         )
-        stuck = stalled | ((state.steps > 0) & (state.shrink >= 1))
+        stuck = (stalled | ((state.steps > 0) & (state.shrink >= 1))) & ~state.tempered
         ended = jnp.where(
             state.ratio <= self.solved_ratio, jnp.int32(Status.SOLVED), jnp.int32(Status.CONVERGED)
         )
