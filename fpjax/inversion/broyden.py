@@ -30,7 +30,7 @@ Array = jax.Array
 SETTLED = 0.05
 """Nats: a step that gains less is the last one with this Jacobian."""
 
-_FAR = 30.0
+_FAR = 100.0
 """Noise ratio above which a fresh Jacobian gains more than small steps with an old one."""
 
 _SMALL = 2e-3

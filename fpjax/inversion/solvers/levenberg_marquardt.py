@@ -48,7 +48,10 @@ another valley: the lane goes back to the start it was given."""
 _AHEAD = 3
 """Jacobians that an image is given to come near, each gaining as the last one did."""
 
-_STALLED = 0.9
+_SLOW = 0.9
+"""Share of the cost that a Jacobian left, above which the prior is tempered no more."""
+
+_STALLED = 0.97
 """Share of the cost that a Jacobian left, above which a lane hardly moves."""
 
 _CPU_TANGENTS = 64
@@ -104,7 +107,7 @@ class LevenbergMarquardt:
         where three more that gain as the last one did would leave its residual above this ratio:
         nothing here explains it.
       stalled_after: an image that is not solved after this many Jacobians, and whose cost fell by
-        less than a tenth in the last, has converged with more than noise left.
+        less than 3 % in the last, has converged with more than noise left.
       tempering: share of the mean squared residual, in excess of the noise's, that multiplies the
         prior while a Jacobian's steps are taken (iteratively regularised Gauss-Newton, Bakushinskii
         1992). It takes lanes that start far off to the noise floor more often, in fewer Jacobians,
@@ -227,7 +230,7 @@ class LevenbergMarquardt:
         penalty = problem.prior.penalty(problem.scheme, state.unknowns)
         # Where that holds a lane back, it goes on without.
         excess = jnp.maximum(jnp.mean(residual**2) - 1, 0)
-        moving = (state.steps == 0) | (state.shrink < _STALLED)
+        moving = (state.steps == 0) | (state.shrink < _SLOW)
         heat = jnp.where(moving, self.tempering * excess, jnp.zeros_like(excess))
 
         def objective(unknowns):
