@@ -30,12 +30,6 @@ Array = jax.Array
 SETTLED = 0.05
 """Nats: a step that gains less is the last one with this Jacobian."""
 
-_FAR = 100.0
-"""Noise ratio above which a fresh Jacobian gains more than small steps with an old one."""
-
-_SMALL = 2e-3
-"""Share of the cost that a step far from the noise must gain for another to follow."""
-
 _MOST_DAMPING = 1e6
 
 _MOST_REFUSED = 6
@@ -115,8 +109,7 @@ def descend(
     )
 
     def running(now: Descent):
-        enough = jnp.where(now.ratio > _FAR, _SMALL * now.cost, jnp.float32(SETTLED))
-        return (now.count < steps) & (now.gain > enough) & (now.refused < _MOST_REFUSED)
+        return (now.count < steps) & (now.gain > SETTLED) & (now.refused < _MOST_REFUSED)
 
     def body(now: Descent):
         return _step(objective, rows, mean, precision, bounded, now)
