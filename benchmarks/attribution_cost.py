@@ -38,7 +38,7 @@ import fpjax
 from fpjax.perceptual import init_lpips
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from inversion_large import large_scheme, random_generator
+from inversion_large import FITTED, MODULATION, large_scheme, random_generator
 from lpips_speed import torch_lpips, torch_weights
 
 PUBLISHED_STEPS = 20 * 2000
@@ -155,7 +155,7 @@ def main() -> None:
     if args.size == 32:
         scheme = fpjax.load_scheme("avatars-stylegan2")
     else:
-        scheme = large_scheme(random_generator(args.size, 0.25), 1000)
+        scheme = large_scheme(random_generator(args.size, MODULATION), FITTED)
     keys = fpjax.sample_keys(jax.random.key(2), args.num_images, scheme.key_length)
     files = fpjax.generate(scheme, jax.random.key(3), keys).images
     problem = TorchProblem(scheme)

@@ -27,6 +27,10 @@ from fpjax.inversion.starts import fit_linear_start
 from fpjax.models import stylegan2
 
 PUBLISHED_STEPS = 20 * 2000
+MODULATION = 0.25
+"""Scale of the weights that make styles."""
+FITTED = 1000
+"""Pictures that the start is fitted on."""
 
 
 def random_generator(resolution: int, modulation: float = 1.0) -> fpjax.StyleGAN2Generator:
@@ -69,8 +73,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--resolution", type=int, default=256)
     parser.add_argument("--memory_gib", type=float, default=2.0, help="budget of the tangents")
-    parser.add_argument("--modulation", type=float, default=0.25, help="1: fresh weights' own")
-    parser.add_argument("--fitted", type=int, default=1000, help="pictures; 0: start at the mean")
+    parser.add_argument(
+        "--modulation", type=float, default=MODULATION, help="1: fresh weights' own"
+    )
+    parser.add_argument("--fitted", type=int, default=FITTED, help="pictures; 0: start at the mean")
     parser.add_argument("--steps_of_adam", type=int, default=3)
     parser.add_argument("--json", default=None)
     args = parser.parse_args()

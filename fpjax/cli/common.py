@@ -173,6 +173,17 @@ def open_registry(args: argparse.Namespace, scheme_id: str | None = None):
     return open_registry(args.registry, args.secret, scheme_id=scheme_id)
 
 
+def add_seed_flag(parser: Parser) -> None:
+    """`--seed`."""
+    parser.flags.add_argument(
+        "--seed",
+        metavar="SEED",
+        type=seed,
+        default=0,
+        help="Seed of all draws. Default: %(default)s.",
+    )
+
+
 def add_quiet_flag(parser: Parser) -> None:
     """`--quiet`."""
     parser.flags.add_argument("--quiet", action="store_true", help="Show no progress.")

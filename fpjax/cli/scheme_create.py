@@ -106,13 +106,7 @@ def add_arguments(parser: common.Parser) -> None:
         default=16,
         help="Images with keys that are inverted to see that it works. Default: %(default)s.",
     )
-    flags.add_argument(
-        "--seed",
-        metavar="SEED",
-        type=common.seed,
-        default=0,
-        help="Seed of all draws. Default: %(default)s.",
-    )
+    common.add_seed_flag(parser)
     common.add_quiet_flag(parser)
 
 

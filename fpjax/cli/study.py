@@ -48,15 +48,8 @@ def add_count_flags(flags: Any, rows: Iterable[tuple[str, int, int, str]]) -> No
 
 def add_closing_flags(parser: common.Parser) -> None:
     """--seed, --no_page and --quiet."""
-    flags = parser.flags
-    flags.add_argument(
-        "--seed",
-        metavar="SEED",
-        type=common.seed,
-        default=0,
-        help="Seed of all draws. Default: %(default)s.",
-    )
-    flags.add_argument(
+    common.add_seed_flag(parser)
+    parser.flags.add_argument(
         "--no_page", action="store_true", help="No plots and no page; they need matplotlib."
     )
     common.add_quiet_flag(parser)

@@ -9,6 +9,7 @@ import pytest
 
 import fpjax
 from fpjax.errors import InputError
+from fpjax.inversion.broyden import SETTLED
 from fpjax.inversion.observation import Gaussian
 from fpjax.inversion.problem import Problem
 from fpjax.inversion.solution import Status
@@ -144,7 +145,8 @@ def test_tempering_is_gone_at_the_noise():
         for tempering in (0, 30)
     )
     assert (tempered.status == Status.SOLVED).all()
-    np.testing.assert_allclose(tempered.loss, plain.loss, atol=0.05)
+    # Inner steps end where one gains less than that many nats.
+    np.testing.assert_allclose(tempered.loss, plain.loss, atol=SETTLED)
     with pytest.raises(InputError, match="tempering -1: expected a number from 0"):
         LevenbergMarquardt(tempering=-1)
 

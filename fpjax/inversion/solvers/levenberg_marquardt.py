@@ -108,8 +108,8 @@ class LevenbergMarquardt:
       tempering: share of the mean squared residual, in excess of the noise's, that multiplies the
         prior while a Jacobian's steps are taken (iteratively regularised Gauss-Newton, Bakushinskii
         1992); 0, the default, leaves the prior as it is. At the noise nothing is left of it.
-        `python benchmarks/starts.py` compares both from the mean latent; where starts are
-        calibrated it gains nothing.
+        It is for lanes that start far off: `python benchmarks/starts.py` compares both from the
+        mean latent.
       jacobian_dtype: "float32", or "bfloat16" where the Jacobian alone is larger than memory;
         products accumulate in float32 either way.
 
@@ -225,7 +225,6 @@ class LevenbergMarquardt:
 
         # What the model cannot explain yet counts as noise, so that the prior weighs more than at
         # the end: unknowns that run off to fit what only better ones explain do not come back.
-        penalty = problem.prior.penalty(problem.scheme, state.unknowns)
         # Where that holds a lane back, it goes on without.
         excess = jnp.maximum(jnp.mean(residual**2) - 1, 0)
         moving = (state.steps == 0) | (state.shrink < _STALLED)
@@ -235,6 +234,7 @@ class LevenbergMarquardt:
             residual, cost, ratio = evaluate(problem, unknowns, target, leak)
             return residual, cost + heat * problem.prior.penalty(problem.scheme, unknowns), ratio
 
+        penalty = problem.prior.penalty(problem.scheme, state.unknowns)
         cost = 0.5 * (residual @ residual) + (1 + heat) * penalty
         end = descend(
             objective,
