@@ -178,7 +178,7 @@ def main() -> None:
                     "lpips": float(distance(originals, files).mean()),
                     "seconds_to_measure": measured,
                     "information_bits": float(
-                        np.linalg.slogdet(np.eye(LENGTH) + reader.information)[1] / 2 / np.log(2)
+                        np.linalg.slogdet(np.eye(LENGTH) + reader.errors.information)[1] / 2 / np.log(2)
                     ),
                 }
                 keep(label, row | summary(found, keys, users, crowd, seconds))

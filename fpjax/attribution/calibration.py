@@ -5,6 +5,7 @@ False-positive rates need none of it: they are exact for every image (`tails.py`
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -13,21 +14,35 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from fpjax.errors import InputError
-from fpjax.fingerprint.calibration import Calibration
-from fpjax.fingerprint.embed import generate
-from fpjax.fingerprint.keys import sample_keys
+from fpjax.fingerprint.basis import sample_latents
+from fpjax.fingerprint.block_basis import BlockBasis
+from fpjax.fingerprint.calibration import Calibration, LinearStart
+from fpjax.fingerprint.decode import decode_images
+from fpjax.fingerprint.embed import embed, generate, project
+from fpjax.fingerprint.keys import sample_keys, to_symbols
 from fpjax.fingerprint.scheme import Scheme
-from fpjax.inversion.driver import invert
+from fpjax.inversion.encoder_reader import EncoderReader, fit_encoder_reader
 from fpjax.inversion.problem import Problem
+from fpjax.inversion.readers import Reader, read_files
 from fpjax.inversion.solution import Status
 from fpjax.inversion.solvers.base import Solver
-from fpjax.inversion.solvers.default import default_solver, starts_from_encoder
-from fpjax.inversion.starts import NUM_FITTED_IMAGES, fit_linear_start
+from fpjax.inversion.solvers.default import default_solver
+from fpjax.inversion.starts import (
+    NUM_FITTED_IMAGES,
+    encoder_starts,
+    fit_linear_start,
+    linear_read_out,
+)
+from fpjax.io.images import from_uint8, to_uint8
 
 NUM_INVERTED_IMAGES = 16
+NUM_READ_IMAGES = 1000
 
 _LEAST_RATIO = 1.5
 """Noise ratio that counts as explained at least: 1 is noise alone."""
+
+_NUM_COMPARED = 32
+"""Files that an encoder and a linear start are compared on."""
 
 Stage = Callable[[str, int, int], None]
 
@@ -39,6 +54,8 @@ def calibrate(
     num_start_images: int = NUM_FITTED_IMAGES,
     num_inverted_images: int = NUM_INVERTED_IMAGES,
     solver: Solver | None = None,
+    encoder_only: bool = False,
+    num_read_images: int = NUM_READ_IMAGES,
     progress: Stage | None = None,
 ) -> Scheme:
     """Fits the start of inversions, checks that they work, and returns the scheme with that.
@@ -46,17 +63,21 @@ def calibrate(
     Args:
       scheme: generator, directions and strength.
       key: PRNG key of all draws.
-      num_start_images: images that the linear start is fitted on; none where inversions start from
-        the generator's encoder.
+      num_start_images: images that the linear start is fitted on. Where the generator has an
+        encoder that reads files better, inversions start from that, and nothing is kept of it.
       num_inverted_images: images with keys that are inverted from the fitted start.
       solver: what attribution will use; see `default_solver`.
+      encoder_only: whether attribution reads clean files by the generator's encoder alone. Then no
+        linear start is fitted; inversions, which other files need, start from the encoder too.
+      num_read_images: files that the encoder's errors are measured on, for `encoder_only`.
       progress: called with (stage, done, in all).
 
     Returns:
       The scheme with its `Calibration`; its `id` stays the same.
 
     Raises:
-      InputError: if more than half of the scheme's own files are not inverted down to the noise.
+      InputError: if half of the scheme's own files or more are not inverted down to the noise, or
+        read as well as measured; if there is no encoder for `encoder_only`.
 
     >>> import fpjax
     >>> from fpjax.models.linear import linear_generator
@@ -72,49 +93,76 @@ def calibrate(
     def staged(stage):
         return None if progress is None else functools.partial(progress, stage)
 
-    solver = default_solver(scheme) if solver is None else solver
+    if encoder_only and solver is not None:
+        raise InputError("give a solver or encoder_only, not both")
+    reader: Reader = default_solver(scheme) if solver is None else solver
     key_start, key_latents, key_keys = jax.random.split(key, 3)
-    start = None
-    if starts_from_encoder(scheme):
-        num_start_images = 0
-    else:
-        start = fit_linear_start(
-            scheme, key_start, num_start_images, progress=staged("fitting the linear start")
+    start, problem = None, Problem(scheme)
+    if encoder_only:
+        reader = fit_encoder_reader(
+            scheme, key_start, num_read_images, progress=staged("measuring the encoder's errors")
         )
-    problem = Problem(scheme)
+    else:
+        stage = staged("fitting the linear start")
+        start = _chosen_start(scheme, key_start, num_start_images, stage)
     fitted = Calibration(
         start=start,
         observation=problem.observation.name,
-        solver=solver.name,
+        solver=reader.name,
         max_noise_ratio=_LEAST_RATIO,
         own_noise_ratio=1.0,
-        num_start_images=num_start_images,
+        num_start_images=0 if start is None else num_start_images,
         num_inverted_images=num_inverted_images,
+        encoder=reader.errors if isinstance(reader, EncoderReader) else None,
     )
     scheme = scheme.replace(calibration=fitted)
     keys = sample_keys(key_keys, num_inverted_images, scheme.key_length)
-    own = invert(
+    own = read_files(
         Problem(scheme),
         generate(scheme, key_latents, keys).images,
-        solver,
-        progress=staged("inverting images with keys"),
+        reader,
+        progress=staged("reading images with keys"),
     )
     solved = own.status == Status.SOLVED
     if solved.mean() <= 0.5:
+        how = "read as well as measured" if encoder_only else "inverted down to the noise"
         raise InputError(
-            f"{solved.sum()} of {len(own)} images of the scheme were inverted down to the noise "
-            f"(median residual {np.median(own.noise_ratio):.2f} times the noise): inversion does "
-            "not work well enough on this generator"
+            f"{solved.sum()} of {len(own)} images of the scheme were {how} (median residual "
+            f"{np.median(own.noise_ratio):.2f} times the noise): {reader.name} does not work well "
+            "enough on this generator"
         )
     largest = float(own.noise_ratio[solved].max())
     return scheme.replace(
-        calibration=Calibration(
-            start=start,
-            observation=problem.observation.name,
-            solver=solver.name,
-            max_noise_ratio=max(_LEAST_RATIO, 2 * largest),
-            own_noise_ratio=largest,
-            num_start_images=num_start_images,
-            num_inverted_images=num_inverted_images,
+        calibration=dataclasses.replace(
+            fitted, max_noise_ratio=max(_LEAST_RATIO, 2 * largest), own_noise_ratio=largest
         )
     )
+
+
+def _chosen_start(scheme: Scheme, key, num_images: int, progress) -> LinearStart | None:
+    """A linear start, or None where the generator's encoder is nearer to the truth.
+
+    For bases in blocks the encoder is taken unseen: a linear start of their size is not kept.
+    """
+    has_encoder = scheme.generator.encode is not None
+    if has_encoder and isinstance(scheme.basis, BlockBasis):
+        return None
+    start = fit_linear_start(scheme, key, num_images, progress=progress)
+    if not has_encoder:
+        return start
+    plain = scheme.without_calibration()
+    key_latents, key_keys = jax.random.split(jax.random.fold_in(key, 1))
+    latents = sample_latents(scheme.generator, key_latents, _NUM_COMPARED)
+    latents = latents.reshape(-1, *scheme.generator.latent_shape)
+    keys = sample_keys(key_keys, _NUM_COMPARED, scheme.num_symbols)
+    alpha = project(plain, latents)
+    # Any symbols, also those that are no code's word.
+    made = to_uint8(decode_images(scheme.generator, embed(plain, alpha, keys)))
+    files = from_uint8(made)
+    truth = np.concatenate([alpha, to_symbols(keys, scheme.levels)], axis=1)
+
+    def error(found: np.ndarray) -> float:
+        return float(np.median(np.square(found - truth).sum(axis=1)))
+
+    encoded = error(encoder_starts(Problem(plain), files))
+    return None if encoded < error(linear_read_out(start, files)) else start

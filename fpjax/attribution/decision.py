@@ -36,11 +36,10 @@ from fpjax.fingerprint.encoded import EncodedKeys
 from fpjax.fingerprint.keys import Levels, level_range
 from fpjax.fingerprint.scheme import Scheme
 from fpjax.fingerprint.stored import KeySource
-from fpjax.inversion.driver import invert
 from fpjax.inversion.observation import Observation
 from fpjax.inversion.problem import Problem
+from fpjax.inversion.readers import Reader, default_reader, read_files
 from fpjax.inversion.solution import Solution, Status
-from fpjax.inversion.solvers.base import Solver
 from fpjax.models.jacobian import DEFAULT_MEMORY
 
 DEFAULT_FALSE_POSITIVE_RATE = 1e-6
@@ -356,7 +355,7 @@ def attribute(
     false_positive_rate: float = DEFAULT_FALSE_POSITIVE_RATE,
     observation: Observation | None = None,
     problem: Problem | None = None,
-    solver: Solver | None = None,
+    solver: Reader | None = None,
     memory: int = DEFAULT_MEMORY,
     mesh: Mesh | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -380,10 +379,7 @@ def attribute(
     >>> attribute(scheme, fpjax.generate(scheme, jax.random.key(2), key).images).keys.tolist()
     [[0, 1, 1, 0]]
     """
-    from fpjax.inversion.solvers.default import default_solver
-
     _check_rate(false_positive_rate)
-    solver = default_solver(scheme) if solver is None else solver
     if problem is not None:
         if problem.scheme.id != scheme.id:
             raise InputError("the problem is of another scheme")
@@ -393,6 +389,7 @@ def attribute(
         problem = Problem(scheme, observation)
     else:
         problem = Problem(scheme)
+    reader = default_reader(problem) if solver is None else solver
     if isinstance(registry, Directory) and registry.scheme_id != scheme.id:
         raise RegistryError(
             f"{registry.path} belongs to scheme {registry.scheme_id}, the images are read with "
@@ -403,7 +400,7 @@ def attribute(
         length = candidates.source.key_length
         if length != scheme.key_length:
             raise InputError(f"keys of {length} bits: the scheme's have {scheme.key_length}")
-    solution = invert(problem, images, solver, memory=memory, mesh=mesh, progress=progress)
+    solution = read_files(problem, images, reader, memory=memory, mesh=mesh, progress=progress)
     calibration = scheme.calibration
     verdicts = None
     if candidates is not None:
@@ -427,6 +424,6 @@ def attribute(
         solution,
         verdicts,
         problem.observation.name,
-        solver.name,
+        reader.name,
         None if calibration is None else calibration.sha256,
     )

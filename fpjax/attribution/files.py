@@ -51,9 +51,8 @@ from fpjax.fingerprint.stored import KeySource
 from fpjax.inversion.driver import invert
 from fpjax.inversion.observation import Observation, PerImage
 from fpjax.inversion.problem import Problem
+from fpjax.inversion.readers import Reader, default_reader, read_files
 from fpjax.inversion.solution import Solution
-from fpjax.inversion.solvers.base import Solver
-from fpjax.inversion.solvers.default import default_solver
 from fpjax.models.jacobian import DEFAULT_MEMORY
 
 Reading = Literal["file", "auto"]
@@ -72,7 +71,7 @@ def attribute(
     observation: Observation | Reading | None = None,
     resize: bool = False,
     problem: Problem | None = None,
-    solver: Solver | None = None,
+    solver: Reader | None = None,
     memory: int = DEFAULT_MEMORY,
     mesh: Mesh | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -92,7 +91,9 @@ def attribute(
         explain it. An `Observation` (the default for arrays: `Rounded8Bit()`): that one for all.
       resize: for paths: whether to take pictures of another size than the generator's.
       problem: for `invert`, instead of one made of scheme and observation.
-      solver: see `default_solver`.
+      solver: how keys are read: see `default_solver`; or an `EncoderReader`, for what it was
+        measured on. By default the encoder where the scheme was calibrated so and a file is such as
+        it was measured on, an inversion everywhere else.
       memory: see `invert`.
       mesh: see `invert`.
       progress: called with (images finished, images in all).
@@ -134,7 +135,6 @@ def attribute(
             f"{registry.path} belongs to scheme {registry.scheme_id}, the images are read with "
             f"{scheme.id}"
         )
-    solver = default_solver(scheme) if solver is None else solver
     reader = _Reader(scheme, solver, memory, mesh, progress, len(pictures))
     first = reader.read([stated(picture, shape) for picture in pictures], pictures)
     readings = [first]
@@ -142,7 +142,8 @@ def attribute(
         rows = np.flatnonzero(~(first.solution.noise_ratio <= _limit(scheme)))
         if len(rows):
             readings.append(_second(reader, pictures, first, rows))
-    return _answer(scheme, readings, registry, false_positive_rate, solver, observation or "file")
+    name = " and ".join(reader.names) or default_reader(Problem(scheme)).name
+    return _answer(scheme, readings, registry, false_positive_rate, name, observation or "file")
 
 
 def _pictures(images, shape, resize: bool) -> list[Picture]:
@@ -174,22 +175,25 @@ class _Readings:
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Reader:
     scheme: Scheme
-    solver: Solver
+    solver: Reader | None
     memory: int
     mesh: Mesh | None
     progress: Callable[[int, int], None] | None
     count: int
 
+    names: list[str] = dataclasses.field(default_factory=list)
+    """Of the readers and solvers that took part."""
+
     def read(self, observations: list[Observation], pictures: list[Picture]) -> _Readings:
         """All pictures, those of one kind of observation together."""
-        solution = self.invert(observations, pictures, self.solver)
+        solution = self.invert(observations, pictures)
         rows, histories = np.arange(len(pictures)), [picture.history for picture in pictures]
         return _Readings(rows, solution, histories, np.zeros(len(pictures), bool))
 
-    def invert(self, observations, pictures, solver, starts=None, report=True) -> Solution:
+    def invert(self, observations, pictures, starts=None, report=True) -> Solution:
         shape = self.scheme.generator.image_shape
         if not pictures:
-            return invert(Problem(self.scheme), np.zeros((0, *shape), np.uint8), solver)
+            return invert(Problem(self.scheme), np.zeros((0, *shape), np.uint8))
         kinds: dict = {}
         for row, observation in enumerate(observations):
             leaves, structure = jax.tree.flatten(observation)
@@ -203,9 +207,13 @@ class _Reader:
 
             same = [observations[row] for row in rows]
             shared = same[0] if not jax.tree.leaves(same[0]) else PerImage.stack(same)
+            problem = Problem(self.scheme, shared)
+            solver = default_reader(problem) if self.solver is None else self.solver
+            if solver.name not in self.names:
+                self.names.append(solver.name)
             parts.append(
-                invert(
-                    Problem(self.scheme, shared),
+                read_files(
+                    problem,
                     np.stack([at_size(pictures[row].pixels, shape) for row in rows]),
                     solver,
                     starts=None if starts is None else starts[rows],
@@ -240,7 +248,7 @@ def _second(reader: _Reader, pictures: list[Picture], first: _Readings, rows) ->
         sized(picture, shape, with_noise(jpeg, 0.0 if known else COARSE_NOISE))
         for picture, jpeg, known in zip(chosen, jpegs, believed, strict=True)
     ]
-    rough = reader.invert(coarse, chosen, reader.solver, report=False)
+    rough = reader.invert(coarse, chosen, report=False)
     observations = []
     for i, (picture, jpeg) in enumerate(zip(chosen, jpegs, strict=True)):
         if believed[i]:
@@ -250,7 +258,7 @@ def _second(reader: _Reader, pictures: list[Picture], first: _Readings, rows) ->
         histories[i] = " and ".join(part for part in (f"noise of {std:.3f}", histories[i]) if part)
         observations.append(sized(picture, shape, with_noise(jpeg, std)))
     starts = _unknowns(reader.scheme, rough)
-    solution = reader.invert(observations, chosen, reader.solver, starts[:, None], report=False)
+    solution = reader.invert(observations, chosen, starts[:, None], report=False)
     return _Readings(np.asarray(rows), solution, histories, ~believed)
 
 
@@ -269,7 +277,7 @@ def _answer(
     readings: list[_Readings],
     registry: Directory | Candidates | KeySource | None,
     rate: float,
-    solver: Solver,
+    solver: str,
     name: str,
 ) -> Attribution:
     """The better of the readings of each picture, at a rate that counts them."""
@@ -308,7 +316,7 @@ def _answer(
         solution,
         verdicts,
         name,
-        solver.name,
+        solver,
         None if calibration is None else calibration.sha256,
     )
 

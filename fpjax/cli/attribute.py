@@ -68,6 +68,12 @@ def add_arguments(parser: common.Parser) -> None:
         action="store_true",
         help="Take images of another size than the generator's, too, as resized ones.",
     )
+    flags.add_argument(
+        "--reader",
+        choices=("inversion", "encoder"),
+        help="What reads the keys: an inversion of the generator, or its encoder alone, which is "
+        "quicker and sees less. By default what the scheme was calibrated for.",
+    )
     common.add_quiet_flag(parser)
 
 
@@ -137,7 +143,10 @@ def main(args: argparse.Namespace) -> int:
 
     import fpjax
     from fpjax.attribution.files import attribute
+    from fpjax.inversion.encoder_reader import EncoderReader
     from fpjax.inversion.observation import Gaussian, Rounded8Bit
+    from fpjax.inversion.problem import Problem
+    from fpjax.inversion.readers import default_reader
     from fpjax.inversion.solvers.default import default_solver
     from fpjax.progress import Display
 
@@ -146,7 +155,8 @@ def main(args: argparse.Namespace) -> int:
     observation = args.observation if args.observation != "rounded" else Rounded8Bit()
     if args.noise is not None:
         observation = Gaussian(args.noise)
-    solver = default_solver(scheme)
+    readers = {"inversion": default_solver, "encoder": EncoderReader.of}
+    reader = None if args.reader is None else readers[args.reader](scheme)
     with common.open_registry(args, scheme.id) as registry:
         num_revoked = len(registry.revoked())
         answers.begin(
@@ -157,7 +167,7 @@ def main(args: argparse.Namespace) -> int:
                 "observation": getattr(observation, "name", observation),
                 "resize": args.resize,
                 "noise": args.noise,
-                "solver": solver.name,
+                "solver": (reader or default_reader(Problem(scheme))).name,
                 "false_positive_rate": args.false_positive_rate,
                 "num_users": len(registry),
                 **({"num_revoked": num_revoked} if num_revoked else {}),
@@ -185,7 +195,7 @@ def main(args: argparse.Namespace) -> int:
                             registry,
                             false_positive_rate=args.false_positive_rate,
                             observation=observation,
-                            solver=solver,
+                            solver=reader,
                             progress=lambda n, _, done=done: progress(
                                 "attributing", done + n, len(pending)
                             ),

@@ -93,6 +93,20 @@ def add_arguments(parser: common.Parser) -> None:
         help="Decode latents of a VQ first stage as they are, without taking the nearest codes.",
     )
     flags.add_argument(
+        "--encoder_only",
+        action="store_true",
+        help="Read keys of clean files by the generator's encoder alone, a few forward passes, and "
+        "measure what its readings are worth. Other files are inverted as ever.",
+    )
+    flags.add_argument(
+        "--num_read_images",
+        metavar="N",
+        type=common.whole(20),
+        default=1000,
+        help="Images that the encoder's errors are measured on, for --encoder_only. "
+        "Default: %(default)s.",
+    )
+    flags.add_argument(
         "--num_start_images",
         metavar="N",
         type=common.whole(20),
@@ -104,7 +118,7 @@ def add_arguments(parser: common.Parser) -> None:
         metavar="N",
         type=common.whole(2),
         default=16,
-        help="Images with keys that are inverted to see that it works. Default: %(default)s.",
+        help="Images with keys that are read to see that it works. Default: %(default)s.",
     )
     common.add_seed_flag(parser)
     common.add_quiet_flag(parser)
@@ -165,6 +179,8 @@ def main(args: argparse.Namespace) -> int:
                 key_calibration,
                 num_start_images=args.num_start_images,
                 num_inverted_images=args.num_inverted_images,
+                encoder_only=args.encoder_only,
+                num_read_images=args.num_read_images,
                 progress=progress,
             )
             calibrated.save(args.out)

@@ -18,7 +18,11 @@ from fpjax.errors import FpjaxError
 from fpjax.models.checkpoint import CheckpointFormatError, canonical_json, load_tensors
 
 FORMAT_VERSION = 2
+FORMAT_VERSION_WITH_ENCODER = 3
+_READABLE = (1, FORMAT_VERSION, FORMAT_VERSION_WITH_ENCODER)
 _HEADER, _ARRAYS = "calibration.json", "calibration.safetensors"
+_ENCODER_ARRAYS = ("gain", "offset", "covariance")
+_ENCODER_VALUES = ("num_images", "observation", "rereadings")
 
 
 class CalibrationError(FpjaxError, ValueError):
@@ -42,17 +46,55 @@ class LinearStart:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class EncoderErrors:
+    """What a generator's encoder reads of a scheme's symbols: r = gain k + offset + e.
+
+    Attributes:
+      gain: (L, L) float64.
+      offset: (L,) float64.
+      covariance: (L, L) float64, of the errors e, which are taken to be normal.
+      num_images: files that it was measured on.
+      observation: name of the observation that they were seen through.
+      rereadings: how often a file's reading was decoded and read again; 0 is one pass alone.
+
+    >>> errors = EncoderErrors(np.eye(2), np.zeros(2), np.eye(2) / 4, 10_000, "rounded-8bit", 0)
+    >>> np.diag(errors.information).round(2).tolist()  # 1 / variance
+    [4.0, 4.0]
+    """
+
+    gain: np.ndarray
+    offset: np.ndarray
+    covariance: np.ndarray
+    num_images: int
+    observation: str
+    rereadings: int
+
+    @property
+    def share(self) -> float:
+        """Share of the estimate's inverse covariance that is to be believed, of so many files:
+        the inverse of a sample covariance is too large (Hartlap et al. 2007)."""
+        length = len(self.offset)
+        return (self.num_images - 2 * length - 3) / (self.num_images - length - 1)
+
+    @property
+    def information(self) -> np.ndarray:
+        """S of every image, (L, L) float64: gain^T covariance^-1 gain, by its believed share."""
+        return self.share * self.gain.T @ np.linalg.solve(self.covariance, self.gain)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Calibration:
     """What was learned about a scheme, and how.
 
     Attributes:
       start: where inversions start; None where they start from the generator's encoder.
       observation: name of the observation that images were seen through.
-      solver: name of the solver that inverted them.
+      solver: name of the solver that inverted them; "encoder" where the encoder alone read them.
       max_noise_ratio: residual up to which a file counts as explained by the generator, in units of
         the observation's noise.
       own_noise_ratio: largest residual of the generator's own files with keys.
       num_start_images, num_inverted_images: what the start was fitted on; what was inverted.
+      encoder: what the encoder's readings are worth, where it was measured.
 
     >>> start = LinearStart(np.zeros((4, 2), np.float16), np.zeros(2, np.float32))
     >>> len(Calibration(start, "rounded-8bit", "levenberg-marquardt", 1.5, 1.0, 200, 4).sha256)
@@ -66,6 +108,7 @@ class Calibration:
     own_noise_ratio: float
     num_start_images: int
     num_inverted_images: int
+    encoder: EncoderErrors | None = None
 
     @property
     def sha256(self) -> str:
@@ -78,18 +121,22 @@ class Calibration:
 
     def _header(self) -> dict[str, Any]:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        del values["start"]
+        del values["start"], values["encoder"]
+        if self.encoder is not None:
+            values["encoder"] = {name: getattr(self.encoder, name) for name in _ENCODER_VALUES}
         return values
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        if self.start is None:
-            return {}
-        arrays = {
-            "start/weight": np.ascontiguousarray(self.start.weight, "<f2"),
-            "start/bias": np.ascontiguousarray(self.start.bias, "<f4"),
-        }
-        if self.start.forward is not None:
-            arrays["start/forward"] = np.ascontiguousarray(self.start.forward, "<f2")
+        arrays = {}
+        if self.start is not None:
+            arrays["start/weight"] = np.ascontiguousarray(self.start.weight, "<f2")
+            arrays["start/bias"] = np.ascontiguousarray(self.start.bias, "<f4")
+            if self.start.forward is not None:
+                arrays["start/forward"] = np.ascontiguousarray(self.start.forward, "<f2")
+        if self.encoder is not None:
+            for name in _ENCODER_ARRAYS:
+                value = getattr(self.encoder, name)
+                arrays[f"encoder/{name}"] = np.ascontiguousarray(value, "<f8")
         return arrays
 
     def write(self, folder: Path) -> None:
@@ -98,6 +145,8 @@ class Calibration:
 
         old = self.start is not None and self.start.forward is None
         version = 1 if old else FORMAT_VERSION
+        if self.encoder is not None:
+            version = FORMAT_VERSION_WITH_ENCODER
         header = {"format_version": version, "sha256": self.sha256, **self._header()}
         text = json.dumps(header, indent=2, allow_nan=False) + "\n"
         (folder / _HEADER).write_text(text, "utf-8")
@@ -119,18 +168,21 @@ class Calibration:
             raise CalibrationError(f"{file}: damaged ({error})") from error
         if not isinstance(header, dict) or "format_version" not in header:
             raise CalibrationError(f"{file}: not the header of a calibration")
-        if (version := header.pop("format_version")) not in (1, FORMAT_VERSION):
+        if (version := header.pop("format_version")) not in _READABLE:
             raise CalibrationError(
-                f"{file}: format version {version!r:.20}, this fpjax reads up to {FORMAT_VERSION}"
+                f"{file}: format version {version!r:.20}, this fpjax reads up to {max(_READABLE)}"
             )
         recorded = header.pop("sha256", None)
         try:
             arrays = load_tensors(folder / _ARRAYS)
-            start = None
-            if arrays or header.get("num_start_images") != 0:
+            start = encoder = None
+            if (values := header.pop("encoder", None)) is not None:
+                parts = {name: arrays[f"encoder/{name}"] for name in _ENCODER_ARRAYS}
+                encoder = EncoderErrors(**parts, **values)
+            if "start/weight" in arrays or header.get("num_start_images") != 0:
                 forward = arrays.get("start/forward")
                 start = LinearStart(arrays["start/weight"], arrays["start/bias"], forward)
-            found = cls(start=start, **header)
+            found = cls(start=start, encoder=encoder, **header)
             fits = found.sha256 == recorded
         except (CheckpointFormatError, KeyError, TypeError, ValueError) as error:
             raise CalibrationError(f"{file}: damaged ({error})") from error

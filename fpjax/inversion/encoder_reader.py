@@ -1,9 +1,10 @@
-"""Keys read by the generator's encoder alone: one forward pass, no inversion.
+"""Keys read by the generator's encoder alone: a few forward passes, no inversion.
 
 What the encoder reads along a fingerprint direction is the symbol, times a gain, plus an error that
-depends on the picture. Gain, offset and the covariance of the errors are measured once on files of
-the scheme's own with random keys; after that a reading is a Gaussian measurement of the symbols,
-with information and score like any inversion's, and goes through the same verdicts.
+depends on the picture. Much of that error goes where the reading is decoded and read again. Gain,
+offset and the covariance of what is left are measured once on files of the scheme's own with random
+keys; after that a reading is a Gaussian measurement of the symbols, with information and score like
+any inversion's, and goes through the same verdicts.
 
 It reads what the encoder sees. Along directions that the encoder smooths away an inversion can
 still read a key, and the measured information says so before any image is attributed.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -20,6 +22,7 @@ from jaxtyping import Float, PRNGKeyArray, Shaped
 
 from fpjax.errors import InputError
 from fpjax.fingerprint.basis import sample_latents
+from fpjax.fingerprint.calibration import EncoderErrors
 from fpjax.fingerprint.decode import decode_images
 from fpjax.fingerprint.embed import embed, project
 from fpjax.fingerprint.keys import level_range, sample_keys, to_symbols
@@ -28,6 +31,7 @@ from fpjax.inversion.information import decide_bits
 from fpjax.inversion.observation import Observation, Rounded8Bit
 from fpjax.inversion.problem import Problem, check_images
 from fpjax.inversion.solution import Solution, Status
+from fpjax.inversion.starts import REREADINGS, encoder_readings
 
 Array = jax.Array
 
@@ -39,37 +43,49 @@ _BATCH = 32
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EncoderReader:
-    """What the encoder's readings of a scheme's symbols are worth.
+    """The encoder of a scheme's generator, with what its readings were measured to be worth.
 
-    A reading is r = gain k + offset + e, e normal with `covariance`.
+    It goes wherever a solver goes in `fpjax.attribute`. Made by `fit_encoder_reader`, or read from
+    a calibration by `EncoderReader.of`.
 
     Attributes:
       scheme_id: of the scheme it was measured for.
-      gain: (L, L).
-      offset: (L,).
-      covariance: (L, L) of the errors.
-      num_images: files that it was measured on.
-      observation: name of the observation that they were seen through.
+      errors: what was measured.
 
-    >>> reader = EncoderReader("", np.eye(2), np.zeros(2), np.eye(2) / 4, 10_000, "rounded-8bit")
-    >>> np.diag(reader.information).round(2).tolist()  # 1 / variance
-    [4.0, 4.0]
+    >>> errors = EncoderErrors(np.eye(2), np.zeros(2), np.eye(2) / 4, 10_000, "rounded-8bit", 0)
+    >>> EncoderReader("", errors).name
+    'encoder'
     """
 
     scheme_id: str
-    gain: Float[np.ndarray, "length length"]
-    offset: Float[np.ndarray, " length"]
-    covariance: Float[np.ndarray, "length length"]
-    num_images: int
-    observation: str
+    errors: EncoderErrors
 
-    @property
-    def information(self) -> Float[np.ndarray, "length length"]:
-        """S of every image, (L, L) float64: gain^T covariance^-1 gain, less what the estimate of a
-        covariance from so many files overstates (Hartlap et al. 2007)."""
-        length = len(self.offset)
-        share = (self.num_images - 2 * length - 3) / (self.num_images - length - 1)
-        return share * self.gain.T @ np.linalg.solve(self.covariance, self.gain)
+    name: ClassVar[str] = "encoder"
+
+    @classmethod
+    def of(cls, scheme: Scheme) -> EncoderReader:
+        """The reader that a scheme was calibrated with.
+
+        Raises:
+          InputError: if it was calibrated with none.
+        """
+        if scheme.calibration is None or scheme.calibration.encoder is None:
+            raise InputError(
+                "the scheme's calibration measured no encoder: fpjax.calibrate(encoder_only=True) "
+                "does, and fpjax.fit_encoder_reader(scheme, key) makes a reader of its own"
+            )
+        return cls(scheme.id, scheme.calibration.encoder)
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Why it does not read a problem's files, or None where it does."""
+        if problem.scheme.id != self.scheme_id:
+            return f"this reader was measured for scheme {self.scheme_id:.12}"
+        if problem.observation.name != self.errors.observation:
+            return (
+                f"this reader was measured on files seen through {self.errors.observation!r}, not "
+                f"{problem.observation.name!r}"
+            )
+        return None
 
     def read(
         self,
@@ -88,14 +104,13 @@ class EncoderReader:
         """
         if scheme.id != self.scheme_id:
             raise InputError(f"this reader was measured for scheme {self.scheme_id:.12}")
+        errors, length = self.errors, scheme.num_symbols
         files = check_images(Problem(scheme), images)
-        alpha, readings = _readings(scheme, np.nan_to_num(files, posinf=1.0, neginf=-1.0))
-        length = scheme.num_symbols
-        information = self.information
-        share = np.trace(information) / np.trace(
-            self.gain.T @ np.linalg.solve(self.covariance, self.gain)
-        )
-        linear = share * (readings - self.offset) @ np.linalg.solve(self.covariance, self.gain)
+        usable = np.nan_to_num(files, posinf=1.0, neginf=-1.0)
+        alpha, readings = _readings(scheme, usable, errors.rereadings)
+        information = errors.information
+        weight = errors.share * np.linalg.solve(errors.covariance, errors.gain)
+        linear = (readings - errors.offset) @ weight
         centre, half = level_range(scheme.levels)
         posterior = information + np.eye(length) / half**2
         symbols = np.linalg.solve(posterior, (linear + centre / half**2).T).T
@@ -103,8 +118,8 @@ class EncoderReader:
         count = len(files)
         in_bits = np.broadcast_to(posterior * (2 * half) ** 2, (count, length, length))
         keys = decide_bits(soft, in_bits)
-        error = readings - self.offset - to_symbols(keys, scheme.levels) @ self.gain.T
-        whitened = np.linalg.solve(self.covariance, error.T).T
+        error = readings - errors.offset - to_symbols(keys, scheme.levels) @ errors.gain.T
+        whitened = np.linalg.solve(errors.covariance, error.T).T
         ratio = np.sqrt(np.sum(error * whitened, axis=1) / length)
         finite = np.isfinite(files).all(axis=(1, 2, 3))
         status = np.where(ratio <= EXPLAINED_RATIO, Status.SOLVED, Status.CONVERGED)
@@ -122,23 +137,14 @@ class EncoderReader:
         )
 
 
-@jax.jit
-def _encode(scheme: Scheme, images: Array) -> tuple[Array, Array]:
-    assert scheme.generator.encode is not None
-    return scheme.read(scheme.generator.encode(scheme.generator.params, images))
-
-
-def _readings(scheme: Scheme, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """alpha (B, K - L) and symbols (B, L) as the encoder reads them, float64."""
-    scheme = jax.device_put(scheme.without_calibration())
-    alpha, symbols = [], []
-    for first in range(0, len(images), _BATCH):
-        part = images[first : first + _BATCH]
-        padded = np.concatenate([part, np.repeat(part[-1:], _BATCH - len(part), axis=0)])
-        found = jax.device_get(_encode(scheme, jax.device_put(padded)))
-        alpha.append(found[0][: len(part)])
-        symbols.append(found[1][: len(part)])
-    return np.concatenate(alpha), np.concatenate(symbols).astype(np.float64)
+def _readings(scheme: Scheme, images: np.ndarray, rereadings: int) -> tuple[np.ndarray, np.ndarray]:
+    """alpha (B, K - L) and symbols (B, L) as the encoder reads them."""
+    found = (
+        encoder_readings(scheme, images, rereadings)
+        if len(images)
+        else np.zeros((0, scheme.num_alpha + scheme.num_symbols))
+    )
+    return found[:, : scheme.num_alpha], found[:, scheme.num_alpha :].astype(np.float64)
 
 
 def fit_encoder_reader(
@@ -147,6 +153,7 @@ def fit_encoder_reader(
     num_images: int = 1000,
     *,
     observation: Observation | None = None,
+    rereadings: int = REREADINGS,
     latents: Float[np.ndarray, "num size"] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> EncoderReader:
@@ -157,6 +164,8 @@ def fit_encoder_reader(
       key: PRNG key of latents, keys and files.
       num_images: files, at least 4 L.
       observation: how the pictures become files; by default `Rounded8Bit`.
+      rereadings: how often a file's reading is decoded and read again, which brings it much nearer
+        (`starts.encoder_readings`); 0 reads in one forward pass.
       latents: (N, D) natural latents to take in turn, where nothing draws them.
       progress: called with (files done, in all).
 
@@ -199,7 +208,7 @@ def fit_encoder_reader(
         folded = jax.random.fold_in(key_files, first)
         files = simulate(*jax.device_put((observation, folded, pictures)))
         files = np.asarray(jax.device_get(files), np.float32) / np.float32(127.5) - 1
-        readings.append(_readings(scheme, files)[1])
+        readings.append(_readings(scheme, files, rereadings)[1])
         if progress is not None:
             progress(min(first + _BATCH, num_images), num_images)
     read = np.concatenate(readings)
@@ -208,6 +217,7 @@ def fit_encoder_reader(
     weight = np.linalg.lstsq(regressors, read, rcond=None)[0]
     error = read - regressors @ weight
     covariance = error.T @ error / (num_images - length - 1)
-    return EncoderReader(
-        scheme.id, weight[:-1].T, weight[-1], covariance, num_images, observation.name
+    errors = EncoderErrors(
+        weight[:-1].T, weight[-1], covariance, num_images, observation.name, rereadings
     )
+    return EncoderReader(scheme.id, errors)

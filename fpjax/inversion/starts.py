@@ -3,6 +3,7 @@ which an average Jacobian then takes nearer."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,11 @@ Array = jax.Array
 
 NUM_FITTED_IMAGES = 12_000
 LOW_PASS_SIDE = 32
+
+_ENCODED = 16
+"""Images that are encoded at once, at most."""
+_ENCODED_VALUES = 1 << 20
+"""Pixel values of the images that are encoded at once, so that large ones go one by one."""
 
 
 def latin_hypercube_starts(
@@ -94,6 +100,13 @@ def linear_starts(
     start = calibration.start
     if start is None:
         return encoder_starts(problem, images)  # what the calibration was made with
+    return linear_read_out(start, images)
+
+
+def linear_read_out(
+    start: LinearStart, images: Float[np.ndarray, "batch height width channels"]
+) -> Float[np.ndarray, "batch unknowns"]:
+    """What a linear start reads in images in [-1, 1], (B, K) float32."""
     operands = jax.device_put((images, start.weight, start.bias))
     return np.asarray(jax.device_get(_read(*operands)))
 
@@ -135,36 +148,89 @@ def nearer_start(
     ).unknowns
 
 
-@jax.jit
-def _encode(scheme: Scheme, images: Array) -> Array:
-    assert scheme.generator.encode is not None
-    latents = scheme.generator.encode(scheme.generator.params, images)
-    alpha, symbols = scheme.read(latents)
-    centre, half = level_range(scheme.levels)
-    symbols = jnp.clip(symbols, centre - 2 * half, centre + 2 * half)
-    return jnp.concatenate([alpha, symbols], axis=1)
+REREADINGS = 24
+"""How often what an encoder read is decoded and read again, where it reads alone."""
+_BEFORE_INVERSION = 12
+"""The same, where an inversion goes on from there."""
+_RELAXATION = 0.7
+"""Share of the difference of two readings that is gone: an encoder may answer too strongly."""
 
 
-def encoder_starts(
-    problem: Problem, images: Float[np.ndarray, "batch height width channels"], batch: int = 16
+@functools.partial(jax.jit, static_argnums=2)
+def _read_again(scheme: Scheme, images: Array, rereadings: int) -> Array:
+    encode, params = scheme.generator.encode, scheme.generator.params
+    assert encode is not None
+    centre, _ = level_range(scheme.levels)
+
+    def read(pictures: Array) -> Array:
+        return jnp.concatenate(scheme.read(encode(params, pictures)), axis=1)
+
+    def picture(unknowns: Array) -> Array:
+        return jnp.clip(jax.vmap(Problem(scheme).image)(unknowns), -1, 1)
+
+    def error(pictures: Array) -> Array:
+        return jnp.square(pictures - images).mean(axis=(1, 2, 3))
+
+    def reread(carry, _):
+        unknowns, best, least = carry
+        pictures = picture(unknowns)
+        found = error(pictures)
+        best = jnp.where((found < least)[:, None], unknowns, best)
+        unknowns = unknowns + _RELAXATION * (first - read(pictures))
+        return (unknowns, best, jnp.minimum(found, least)), None
+
+    first = read(images)
+    if rereadings == 0:
+        return first
+    mean = jnp.full_like(first, centre).at[:, : scheme.num_alpha].set(0.0)
+    begun = (first, mean, error(picture(mean)))
+    return jax.lax.scan(reread, begun, length=rereadings)[0][1]
+
+
+def encoder_readings(
+    scheme: Scheme,
+    images: Float[np.ndarray, "batch height width channels"],
+    rereadings: int = REREADINGS,
 ) -> Float[np.ndarray, "batch unknowns"]:
-    """What the generator's own encoder reads in each image, (B, K) float32; symbols are kept near
-    their levels.
+    """What the generator's encoder reads in images in [-1, 1], and reads again, (B, K) float32.
+
+    An encoder reads its own decoder's pictures with an error that depends on the picture. So what
+    it read is decoded and read once more, the unknowns move by the difference of the two readings,
+    and so on: a picture that reads like the file is near to it. Of what was found on the way (the
+    mean among it, as an untrained encoder misreads everything) the nearest to the file's pixels is
+    returned. Without rereadings it is the first reading.
 
     Raises:
       InputError: if the generator has no encoder.
     """
-    scheme = problem.scheme.without_calibration()
+    scheme = scheme.without_calibration()
     if scheme.generator.encode is None:
-        raise InputError(f"generator {scheme.generator.name!r} has no encoder to start from")
+        raise InputError(f"generator {scheme.generator.name!r} has no encoder to read with")
+    batch = max(1, min(_ENCODED, _ENCODED_VALUES // max(1, images[:1].size)))
+    operand = jax.device_put(scheme)
     parts = []
     for first in range(0, len(images), batch):
         part = images[first : first + batch]
         # One program, whatever the number of images.
         padded = np.concatenate([part, np.repeat(part[-1:], batch - len(part), axis=0)])
-        found = np.asarray(jax.device_get(_encode(*jax.device_put((scheme, padded)))))
-        parts.append(found[: len(part)])
+        found = _read_again(operand, jax.device_put(padded), rereadings)
+        parts.append(np.asarray(jax.device_get(found))[: len(part)])
     return np.concatenate(parts)
+
+
+def encoder_starts(
+    problem: Problem, images: Float[np.ndarray, "batch height width channels"]
+) -> Float[np.ndarray, "batch unknowns"]:
+    """`encoder_readings` of each image, (B, K) float32, symbols kept near their levels.
+
+    Raises:
+      InputError: if the generator has no encoder.
+    """
+    scheme = problem.scheme
+    found = encoder_readings(scheme, images, _BEFORE_INVERSION)
+    centre, half = level_range(scheme.levels)
+    symbols = np.clip(found[:, scheme.num_alpha :], centre - 2 * half, centre + 2 * half)
+    return np.concatenate([found[:, : scheme.num_alpha], symbols], axis=1)
 
 
 def fit_linear_start(

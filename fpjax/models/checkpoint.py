@@ -130,6 +130,20 @@ def save_checkpoint(
     ...     print(sorted(file.name for file in Path(parent, "model").iterdir()))
     ['config.json', 'params.safetensors']
     """
+    with atomic_directory(path) as folder:
+        write_checkpoint(folder, architecture, config, params, info=info, dtype=dtype)
+
+
+def write_checkpoint(
+    folder: Path,
+    architecture: str,
+    config: Mapping[str, Any],
+    params: Mapping[str, Any],
+    *,
+    info: Mapping[str, Any] | None = None,
+    dtype: str | None = None,
+) -> None:
+    """`save_checkpoint` into a folder that exists, for those who see to it that it is whole."""
     from safetensors.numpy import save_file
 
     leaves = _arrays(params)
@@ -139,13 +153,12 @@ def save_checkpoint(
             for name, leaf in leaves.items()
         }
     contents = header(architecture, config, info)
-    with atomic_directory(path) as folder:
-        (folder / "config.json").write_text(json.dumps(contents, indent=2) + "\n", "utf-8")
-        save_file(
-            # (np.ascontiguousarray would turn scalars into vectors.)
-            {name: np.array(leaf, order="C") for name, leaf in leaves.items()},
-            folder / "params.safetensors",
-        )
+    (folder / "config.json").write_text(json.dumps(contents, indent=2) + "\n", "utf-8")
+    save_file(
+        # (np.ascontiguousarray would turn scalars into vectors.)
+        {name: np.array(leaf, order="C") for name, leaf in leaves.items()},
+        folder / "params.safetensors",
+    )
 
 
 def header(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fpjax.errors import InputError
+from fpjax.io.atomic import atomic_directory
 from fpjax.models import autoencoder, autoencoder_tiny, checkpoint, diffusion
 from fpjax.models.autoencoder import AutoencoderConfig
 from fpjax.models.autoencoder_tiny import AutoencoderTinyConfig
@@ -185,11 +187,38 @@ class LDMGenerator(Generator):
             return None
         return DiffusionPrior(self.prior_config, self.params[PRIOR])
 
+    def save(self, path: str | os.PathLike, *, dtype: str | None = None) -> None:
+        """Writes a folder that `load_generator` opens, with the prior where there is one.
+
+        Args:
+          path: the folder; it must not exist.
+          dtype: type the weights are stored in; by default float32. A smaller one changes them,
+            and with them `sha256`.
+        """
+        config = checkpoint.config_to_json(self.config)
+        with atomic_directory(path) as folder:
+            checkpoint.write_checkpoint(
+                folder, self._architecture, config, self._first_stage, info=self.info, dtype=dtype
+            )
+            if (prior := self.prior) is not None:
+                (folder / PRIOR).mkdir()
+                config = checkpoint.config_to_json(prior.config)
+                checkpoint.write_checkpoint(
+                    folder / PRIOR, "diffusion", config, prior.params, dtype=dtype
+                )
+
+    @property
+    def _architecture(self) -> str:
+        return next(
+            name for name, (kind, _) in FIRST_STAGES.items() if isinstance(self.config, kind)
+        )
+
+    @property
+    def _first_stage(self) -> dict[str, Any]:
+        return {name: leaf for name, leaf in self.params.items() if name != PRIOR}
+
     @functools.cached_property
     def sha256(self) -> str:
         """Hash of the first stage's architecture, config and parameters, without the prior's."""
-        first_stage = {name: leaf for name, leaf in self.params.items() if name != PRIOR}
-        name = next(
-            name for name, (kind, _) in FIRST_STAGES.items() if isinstance(self.config, kind)
-        )
-        return checkpoint.params_sha256(name, checkpoint.config_to_json(self.config), first_stage)
+        config = checkpoint.config_to_json(self.config)
+        return checkpoint.params_sha256(self._architecture, config, self._first_stage)

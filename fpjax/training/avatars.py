@@ -9,11 +9,17 @@ from __future__ import annotations
 import functools
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 
+from fpjax.io.images import save_image
+
 RENDER_RESOLUTION = 128
 """Side at which the vector drawing is rasterised before it is box-filtered down."""
+
+FOREIGN_STYLES = (("open-peeps", 7), ("lorelei", 3), ("notionists", 3), ("pixel-art", 3))
+"""DiceBear styles, all CC0, of the pictures that the demo shows as not of a bundled generator."""
 
 
 @functools.cache
@@ -74,3 +80,10 @@ def render_avatar(seed: str, resolution: int = 32, style: str = "open-peeps") ->
     canvas = Image.new("RGBA", drawn.size, "white")
     canvas.alpha_composite(drawn)
     return box_downsample(np.asarray(canvas.convert("RGB")), resolution)
+
+
+def save_foreign_avatars(folder: Path, resolution: int) -> None:
+    """Writes a few real avatars of each of `FOREIGN_STYLES` to a folder, as PNG files."""
+    for style, count in FOREIGN_STYLES:
+        for i in range(count):
+            save_image(folder / f"{style}-{i}.png", render_avatar(f"test-{i}", resolution, style))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -56,10 +57,7 @@ class FirstStage:
             params = averaged_params(runs.restore_or_init(manager, recipe))
         finally:
             manager.close()
-        rounded = jax.tree.map(
-            lambda x: jnp.asarray(np.asarray(x, np.float16), jnp.float32), params
-        )
-        return cls(recipe.model, rounded, step)
+        return cls(recipe.model, rounded(params), step)
 
     def scaled(self, latents: np.ndarray) -> FirstStage:
         """The same with the scale that gives latents (N, h, w, C) a standard deviation of one."""
@@ -67,6 +65,23 @@ class FirstStage:
         return dataclasses.replace(
             self, config=dataclasses.replace(self.config, scale_factor=scale)
         )
+
+
+def rounded(params):
+    """Weights as they are released: in float16, computed with in float32."""
+    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float16), jnp.float32), params)
+
+
+def encode_all(stage: FirstStage, images: np.ndarray) -> np.ndarray:
+    """Latents (N, h, w, C) float32 of images (N, R, R, 3) uint8."""
+    encode = jax.jit(functools.partial(autoencoder.encode, stage.config))
+    parts = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
+    return np.concatenate(
+        [
+            np.asarray(encode(stage.params, jnp.asarray(part, jnp.float32) / 127.5 - 1))
+            for part in parts
+        ]
+    )
 
 
 def latents_of(stage: FirstStage, out: Path, images: Callable[[], np.ndarray]) -> np.ndarray:
@@ -89,14 +104,7 @@ def latents_of(stage: FirstStage, out: Path, images: Callable[[], np.ndarray]) -
                 f"is now at step {stage.step}: remove the folder {out} to begin again"
             )
         return np.load(file)
-    config = stage.config
-    encode = jax.jit(lambda p, x: autoencoder.encode(config, p, x))
-    data = images()
-    parts = [
-        np.asarray(encode(stage.params, jnp.asarray(data[i : i + BATCH], jnp.float32) / 127.5 - 1))
-        for i in range(0, len(data), BATCH)
-    ]
-    latents = np.concatenate(parts)
+    latents = encode_all(stage, images())
     with atomic_write(file) as handle:
         np.save(handle, latents)
     with atomic_write(note, "w") as handle:

@@ -50,8 +50,8 @@ RECIPES: dict[str, Recipe] = {
         critic_channels=((4, 128), (8, 128), (16, 96), (32, 32)),
         total_images=230_000,
     ),
-    "avatars-ldm-first-stage": FirstStageConfig(AVATARS_FIRST_STAGE, total_images=60_000),
-    "avatars-ldm-prior": PriorConfig(AVATARS_PRIOR, total_images=600_000),
+    "avatars-ldm-first-stage": FirstStageConfig(AVATARS_FIRST_STAGE, total_images=40_000),
+    "avatars-ldm-prior": PriorConfig(AVATARS_PRIOR, total_images=300_000),
 }
 
 

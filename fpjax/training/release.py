@@ -20,15 +20,10 @@ from absl import app, flags, logging
 from fpjax.io.images import save_image, to_uint8
 from fpjax.models import checkpoint
 from fpjax.models.stylegan2_generator import StyleGAN2Generator
-from fpjax.training import gan, recipes
-from fpjax.training.avatars import render_avatar
+from fpjax.training import frechet, gan, recipes
+from fpjax.training.avatars import save_foreign_avatars
 from fpjax.training.gan import GANConfig
 from fpjax.training.runs import checkpoint_manager, restore_or_init, sample_grid
-
-FOREIGN_STYLES = (("open-peeps", 7), ("lorelei", 3), ("notionists", 3), ("pixel-art", 3))
-"""DiceBear styles, all CC0, of the pictures that the demo shows as not of this generator."""
-
-FRECHET_FEATURES = "VGG16 relu4_3 and relu5_3, averaged over the image (LPIPS weights)"
 
 
 def define_flags() -> None:
@@ -40,19 +35,6 @@ def define_flags() -> None:
     flags.DEFINE_integer("num_images", 10_000, "Images of each kind for the distance.")
 
 
-def vgg_features(images: np.ndarray, batch: int = 250) -> np.ndarray:
-    """Features (N, F) of uint8 images (N, R, R, 3) for the Frechet distance."""
-    from fpjax import perceptual
-
-    params = perceptual.load_lpips("vgg")["backbone"]
-    run = jax.jit(lambda x: perceptual.pooled_vgg_features(params, x))
-    parts = [
-        np.asarray(run(jnp.asarray(images[i : i + batch], jnp.float32) / 127.5 - 1))
-        for i in range(0, len(images), batch)
-    ]
-    return np.concatenate(parts)
-
-
 def generated_images(config: gan.GANConfig, params, num: int, batch: int = 250) -> np.ndarray:
     """(num, R, R, 3) uint8 images of the averaged generator, stored noise maps, no truncation."""
     generator = StyleGAN2Generator.create("", config.model, params)
@@ -61,22 +43,6 @@ def generated_images(config: gan.GANConfig, params, num: int, batch: int = 250) 
     draw = jax.jit(lambda p, k: generator.decode(p, sample(p, k, batch)))
     keys = jax.random.split(jax.random.key(11), -(-num // batch))
     return np.concatenate([to_uint8(np.asarray(draw(params, k))) for k in keys])[:num]
-
-
-def measure(config: gan.GANConfig, params, train: np.ndarray, test: np.ndarray, num: int) -> dict:
-    """Frechet distances of generated and of held-out images to the training images."""
-    from fpjax.perceptual import frechet_from_features
-
-    real = vgg_features(train[:num])
-    fake = vgg_features(generated_images(config, params, num))
-    held_out = vgg_features(test)
-    return {
-        "frechet_distance": float(frechet_from_features(fake, real)),
-        "frechet_distance_of_test_images": float(frechet_from_features(held_out, real)),
-        "frechet_features": FRECHET_FEATURES,
-        "frechet_num_images": num,
-        "frechet_num_test_images": len(test),
-    }
 
 
 def model_card(name: str, config: gan.GANConfig, info: dict) -> str:
@@ -150,7 +116,8 @@ def main(argv):
     side = config.model.resolution
     train, test = (load_open_peeps(data, split, side) for split in ("train", "test"))
     info: dict[str, Any] = {"images_seen": step * config.batch_size}
-    info |= measure(config, params, train, test, values.num_images)
+    made = generated_images(config, params, values.num_images)
+    info |= frechet.distances(train[: values.num_images], test, frechet_distance=made)
     generator = StyleGAN2Generator.create(name, config.model, params)
     info["sha256"] = generator.sha256
     info["recipe"] = json.loads(checkpoint.canonical_json(dataclasses.asdict(config)))
@@ -158,10 +125,7 @@ def main(argv):
     out = Path(values.out)
     StyleGAN2Generator.create(name, config.model, params, info).save(out, dtype="float16")
     save_image(out / "samples.png", sample_grid(config, params))
-    for style, count in FOREIGN_STYLES:
-        for i in range(count):
-            path = out / "foreign" / f"{style}-{i}.png"
-            save_image(path, render_avatar(f"test-{i}", side, style))
+    save_foreign_avatars(out / "foreign", side)
     (out / "MODEL_CARD.md").write_text(model_card(name, config, info), "utf-8")
     logging.info("wrote %s: %s", out, {k: v for k, v in info.items() if k != "recipe"})
 

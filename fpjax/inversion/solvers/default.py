@@ -18,8 +18,3 @@ def default_solver(scheme: Scheme) -> Solver:
     'levenberg-marquardt'
     """
     return MatrixFree() if isinstance(scheme.basis, BlockBasis) else LevenbergMarquardt()
-
-
-def starts_from_encoder(scheme: Scheme) -> bool:
-    """Whether the default solver starts from the generator's encoder, and needs no fitted start."""
-    return isinstance(scheme.basis, BlockBasis) and scheme.generator.encode is not None
