@@ -15,13 +15,10 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fpjax.cli import common
 from fpjax.io.atomic import atomic_write
-
-if TYPE_CHECKING:
-    pass
 
 USERS = ("ada", "blaise", "claude", "dorothy", "emmy", "florence", "grace", "hedy")
 IMAGES_PER_USER = 4
@@ -81,7 +78,7 @@ def main(args: argparse.Namespace) -> int:
     import numpy as np
 
     from fpjax import zoo
-    from fpjax.attribution.decision import attribute
+    from fpjax.attribution.files import attribute
     from fpjax.attribution.registry import Registry
     from fpjax.cli.demo_page import Row, write_page
     from fpjax.fingerprint.basis import sample_latents
@@ -145,10 +142,9 @@ def main(args: argparse.Namespace) -> int:
             progress("attributing", 0, len(rows))
             for first in range(0, len(rows), _BATCH):
                 batch = rows[first : first + _BATCH]
-                images = [load_image(row.path, scheme.generator.image_shape) for row in batch]
                 found = attribute(
                     scheme,
-                    np.stack(images),
+                    [row.path for row in batch],
                     registry,
                     progress=lambda done, _, first=first: progress(
                         "attributing", first + done, len(rows)
@@ -156,8 +152,8 @@ def main(args: argparse.Namespace) -> int:
                 )
                 assert found.verdicts is not None  # there is a registry
                 found_keys.extend(found.keys)
-                for row, image, verdict in zip(batch, images, found.verdicts, strict=True):
-                    row.image, row.verdict = image, verdict
+                for row, verdict in zip(batch, found.verdicts, strict=True):
+                    row.image, row.verdict = load_image(row.path), verdict
 
     count = len(owners)
     decoded = np.stack(found_keys[:count])
@@ -172,6 +168,7 @@ def main(args: argparse.Namespace) -> int:
         "psnr_db": float(psnr.mean()),
         "psnr_db_min": float(psnr.min()),
         "strength": float(scheme.strength),
+        "reader": found.solver,
         "seconds": 0.0,
     }
     figures["seconds"] = time.monotonic() - started

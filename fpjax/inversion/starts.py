@@ -148,12 +148,41 @@ def nearer_start(
     ).unknowns
 
 
-REREADINGS = 24
-"""How often what an encoder read is decoded and read again, where it reads alone."""
-_BEFORE_INVERSION = 12
-"""The same, where an inversion goes on from there."""
+REREADINGS = 12
+"""How often what an encoder read is decoded and read again."""
 _RELAXATION = 0.7
 """Share of the difference of two readings that is gone: an encoder may answer too strongly."""
+_REMEMBERED = 3
+"""Readings before the last one that the next one is extrapolated from."""
+_RIDGE = 1e-4
+"""Of that extrapolation, as a share of the mean square of the readings' changes."""
+
+
+def _solve_positive(matrix: Array, vector: Array) -> Array:
+    """The solution (n,) for a positive definite matrix (n, n) of a few rows, unrolled.
+
+    >>> _solve_positive(jnp.array([[2.0, 1.0], [1.0, 2.0]]), jnp.array([3.0, 3.0])).tolist()
+    [1.0, 1.0]
+    """
+    rows = jnp.concatenate([matrix, vector[:, None]], axis=1)
+    for i in range(matrix.shape[0]):
+        pivot = rows[i] / rows[i, i]
+        rows = (rows - rows[:, i : i + 1] * pivot[None]).at[i].set(pivot)
+    return rows[:, -1]
+
+
+def _extrapolated(unknowns: Array, gaps: Array, past: Array, past_gaps: Array, known: Array):
+    """Anderson's mixing (1965): the next unknowns (K,), from these, the gap (K,) of their reading,
+    and those of a few readings before, (M, K) each, the first `known` of which are real."""
+    real = (jnp.arange(_REMEMBERED) < known)[:, None]
+    steps = jnp.where(real, past - unknowns[None], 0)
+    changes = jnp.where(real, past_gaps - gaps[None], 0)
+    gram = changes @ changes.T
+    ridge = _RIDGE * jnp.trace(gram) / _REMEMBERED + jnp.finfo(jnp.float32).tiny
+    weights = -jnp.linalg.solve(
+        gram + ridge * jnp.eye(_REMEMBERED, dtype=gram.dtype), changes @ gaps
+    )
+    return unknowns + weights @ steps + _RELAXATION * (gaps + weights @ changes)
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -171,20 +200,25 @@ def _read_again(scheme: Scheme, images: Array, rereadings: int) -> Array:
     def error(pictures: Array) -> Array:
         return jnp.square(pictures - images).mean(axis=(1, 2, 3))
 
-    def reread(carry, _):
-        unknowns, best, least = carry
+    def reread(carry, index):
+        unknowns, best, least, past, past_gaps = carry
         pictures = picture(unknowns)
-        found = error(pictures)
-        best = jnp.where((found < least)[:, None], unknowns, best)
-        unknowns = unknowns + _RELAXATION * (first - read(pictures))
-        return (unknowns, best, jnp.minimum(found, least)), None
+        found, gaps = error(pictures), first - read(pictures)
+        better = found < least
+        best = jnp.where(better[:, None], unknowns, best)
+        onward = jax.vmap(_extrapolated, (0, 0, 0, 0, None))
+        further = onward(unknowns, gaps, past, past_gaps, index)
+        past = jnp.concatenate([unknowns[:, None], past[:, :-1]], axis=1)
+        past_gaps = jnp.concatenate([gaps[:, None], past_gaps[:, :-1]], axis=1)
+        return (further, best, jnp.where(better, found, least), past, past_gaps), None
 
     first = read(images)
     if rereadings == 0:
         return first
     mean = jnp.full_like(first, centre).at[:, : scheme.num_alpha].set(0.0)
-    begun = (first, mean, error(picture(mean)))
-    return jax.lax.scan(reread, begun, length=rereadings)[0][1]
+    nothing = jnp.zeros((first.shape[0], _REMEMBERED, first.shape[1]), first.dtype)
+    begun = (first, mean, error(picture(mean)), nothing, nothing)
+    return jax.lax.scan(reread, begun, jnp.arange(rereadings))[0][1]
 
 
 def encoder_readings(
@@ -196,9 +230,9 @@ def encoder_readings(
 
     An encoder reads its own decoder's pictures with an error that depends on the picture. So what
     it read is decoded and read once more, the unknowns move by the difference of the two readings,
-    and so on: a picture that reads like the file is near to it. Of what was found on the way (the
-    mean among it, as an untrained encoder misreads everything) the nearest to the file's pixels is
-    returned. Without rereadings it is the first reading.
+    extrapolated from the last few, and so on: a picture that reads like the file is near to it. Of
+    what was found on the way (the mean among it, as an untrained encoder misreads everything) the
+    nearest to the file's pixels is returned. Without rereadings it is the first reading.
 
     Raises:
       InputError: if the generator has no encoder.
@@ -227,7 +261,7 @@ def encoder_starts(
       InputError: if the generator has no encoder.
     """
     scheme = problem.scheme
-    found = encoder_readings(scheme, images, _BEFORE_INVERSION)
+    found = encoder_readings(scheme, images)
     centre, half = level_range(scheme.levels)
     symbols = np.clip(found[:, scheme.num_alpha :], centre - 2 * half, centre + 2 * half)
     return np.concatenate([found[:, : scheme.num_alpha], symbols], axis=1)

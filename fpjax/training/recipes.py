@@ -51,7 +51,7 @@ RECIPES: dict[str, Recipe] = {
         total_images=230_000,
     ),
     "avatars-ldm-first-stage": FirstStageConfig(AVATARS_FIRST_STAGE, total_images=40_000),
-    "avatars-ldm-prior": PriorConfig(AVATARS_PRIOR, total_images=300_000),
+    "avatars-ldm-prior": PriorConfig(AVATARS_PRIOR, total_images=160_000),
 }
 
 
