@@ -172,14 +172,13 @@ def main() -> None:
                 started = time.perf_counter()
                 found = reader.read(scheme, files)
                 seconds = (time.perf_counter() - started) / len(files)
+                gain = np.eye(LENGTH) + reader.errors.information
                 row = {
                     "strength": strength,
                     "psnr_db": float(psnr_db(originals, files).mean()),
                     "lpips": float(distance(originals, files).mean()),
                     "seconds_to_measure": measured,
-                    "information_bits": float(
-                        np.linalg.slogdet(np.eye(LENGTH) + reader.errors.information)[1] / 2 / np.log(2)
-                    ),
+                    "information_bits": float(np.linalg.slogdet(gain)[1] / 2 / np.log(2)),
                 }
                 keep(label, row | summary(found, keys, users, crowd, seconds))
             if args.inverted and "inverted" not in rows[label]:

@@ -359,6 +359,7 @@ def attribute(
     memory: int = DEFAULT_MEMORY,
     mesh: Mesh | None = None,
     progress: Callable[[int, int], None] | None = None,
+    key_progress: Callable[[int, int], None] | None = None,
 ) -> Attribution:
     """Keys and verdicts of arrays, all read through one observation.
 
@@ -414,6 +415,7 @@ def attribute(
             code=scheme.code,
             max_noise_ratio=limit,
             false_positive_rate=false_positive_rate,
+            progress=key_progress,
         )
     return Attribution(
         read_keys(solution, scheme.code, scheme.levels),

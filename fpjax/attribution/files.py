@@ -75,6 +75,7 @@ def attribute(
     memory: int = DEFAULT_MEMORY,
     mesh: Mesh | None = None,
     progress: Callable[[int, int], None] | None = None,
+    key_progress: Callable[[int, int], None] | None = None,
 ) -> Attribution:
     """Reads the keys out of images and, given a registry, names their holders.
 
@@ -97,6 +98,7 @@ def attribute(
       memory: see `invert`.
       mesh: see `invert`.
       progress: called with (images finished, images in all).
+      key_progress: called with (keys compared, keys in all) in each pass over the registry.
 
     Returns:
       The `Attribution`; its arrays are of the reading that fits a key best where there are two.
@@ -120,7 +122,7 @@ def attribute(
         return decision.attribute(
             scheme, images, registry, false_positive_rate=false_positive_rate,
             observation=observation, problem=problem, solver=solver, memory=memory, mesh=mesh,
-            progress=progress,
+            progress=progress, key_progress=key_progress,
         )  # fmt: skip
     shape = scheme.generator.image_shape
     pictures = _pictures(images, shape, resize)
@@ -128,7 +130,7 @@ def attribute(
         return decision.attribute(
             scheme, np.stack([picture.pixels for picture in pictures]), registry,
             false_positive_rate=false_positive_rate, observation=observation, problem=problem,
-            solver=solver, memory=memory, mesh=mesh, progress=progress,
+            solver=solver, memory=memory, mesh=mesh, progress=progress, key_progress=key_progress,
         )  # fmt: skip
     if isinstance(registry, Directory) and registry.scheme_id != scheme.id:
         raise RegistryError(
@@ -143,7 +145,9 @@ def attribute(
         if len(rows):
             readings.append(_second(reader, pictures, first, rows))
     name = " and ".join(reader.names) or default_reader(Problem(scheme)).name
-    return _answer(scheme, readings, registry, false_positive_rate, name, observation or "file")
+    return _answer(
+        scheme, readings, registry, false_positive_rate, name, observation or "file", key_progress
+    )
 
 
 def _pictures(images, shape, resize: bool) -> list[Picture]:
@@ -279,6 +283,7 @@ def _answer(
     rate: float,
     solver: str,
     name: str,
+    progress: Callable[[int, int], None] | None,
 ) -> Attribution:
     """The better of the readings of each picture, at a rate that counts them."""
     count = len(readings[0].solution)
@@ -298,6 +303,7 @@ def _answer(
             answers = decide_among(
                 reading.solution.take(chosen), candidates, levels=scheme.levels, code=scheme.code,
                 max_noise_ratio=_limit(scheme), false_positive_rate=rate / int(tries),
+                progress=progress,
             )  # fmt: skip
             for i, found in zip(chosen, answers, strict=True):
                 row = int(reading.rows[i])

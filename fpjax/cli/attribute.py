@@ -17,6 +17,9 @@ from typing import Any
 from fpjax.cli import common
 from fpjax.cli.answers import Answers, file_sha256
 
+_MANY_KEYS = 10_000_000
+"""Keys whose comparison takes seconds, so that its progress is shown."""
+
 
 def add_arguments(parser: common.Parser) -> None:
     """Arguments of the command."""
@@ -199,6 +202,9 @@ def main(args: argparse.Namespace) -> int:
                             progress=lambda n, _, done=done: progress(
                                 "attributing", done + n, len(pending)
                             ),
+                            key_progress=progress.stage("comparing keys")
+                            if len(registry) >= _MANY_KEYS
+                            else None,
                         )
                         lines = _record(answers, files, found, args.show_keys)
                     answers.save(images, complete=first + batch >= len(pending))

@@ -95,7 +95,7 @@ def found(monkeypatch, registry, images):
             status=np.full(count, Status.SOLVED, np.int32),
         )
 
-    monkeypatch.setattr(files, "invert", invert)
+    monkeypatch.setattr(files, "read_files", invert)
     return seen
 
 
@@ -121,6 +121,14 @@ def test_a_file_is_read_as_what_it_says_it_is(scheme, registry, images, found, t
     assert isinstance(both.observation, JpegObservation) and isinstance(alone, Rounded8Bit)
     assert both.observation.steps.shape[0] == 2 and (both.observation.steps[0, 0] == 3)
     assert both.observation.steps[1, 0] == 8
+
+
+def test_the_keys_that_were_compared_are_told(scheme, registry, images, found):
+    told = []
+    _attribute(
+        scheme, images, registry, observation="file", key_progress=lambda *place: told.append(place)
+    )
+    assert told[-1] == (2, 2)
 
 
 def test_a_jpeg_saved_as_png_gives_its_tables_away(scheme, registry, images, found):
