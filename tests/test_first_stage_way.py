@@ -7,9 +7,11 @@ import pytest
 import fpjax
 from fpjax.errors import InputError
 from fpjax.inversion.solvers.default import default_solver
-from fpjax.models import autoencoder
+from fpjax.models import autoencoder, unet
 from fpjax.models.autoencoder import AutoencoderConfig
+from fpjax.models.diffusion import DiffusionConfig, DiffusionPrior
 from fpjax.models.ldm_generator import LDMGenerator
+from fpjax.models.unet import UNetConfig
 from tests import pictures
 
 
@@ -132,3 +134,32 @@ def test_a_first_stage_without_a_denoiser_takes_its_latents_from_pictures(tmp_pa
     assert with_latents.sha256 == generator.sha256
     drawn = np.asarray(with_latents.natural_latents(jax.random.key(1), 3))
     assert all((drawn[i] == latents).all(axis=(1, 2, 3)).any() for i in range(3))
+
+
+@pytest.mark.parametrize("with_prior", [True, False])
+def test_a_first_stage_is_written_with_its_prior_and_read_again(with_prior, tmp_path):
+    config = AutoencoderConfig(
+        ch=8, ch_mult=(1, 1), num_res_blocks=1, resolution=8, n_embed=16, double_z=False,
+        norm_groups=4, scale_factor=0.5,
+    )  # fmt: skip
+    prior = None
+    if with_prior:
+        denoiser = UNetConfig(
+            image_size=4, model_channels=8, channel_mult=(1,), num_res_blocks=1,
+            attention_resolutions=(), num_head_channels=8, norm_groups=4,
+        )  # fmt: skip
+        params = unet.init(denoiser, jax.random.key(2))
+        prior = DiffusionPrior(DiffusionConfig(denoiser), params)
+    params = autoencoder.init(config, jax.random.key(0))
+    made = LDMGenerator.create("small", config, params, prior, {"licence": "CC0 1.0"})
+    made.save(tmp_path / "small")
+    again = fpjax.load_generator(tmp_path / "small")
+    assert (again.sha256, again.info) == (made.sha256, made.info)
+    assert (again.prior is None) == (prior is None)
+    z = jax.random.normal(jax.random.key(1), (1, 4, 4, 3))
+    np.testing.assert_array_equal(again.decode(again.params, z), made.decode(made.params, z))
+    if with_prior:
+        key = jax.random.key(3)
+        np.testing.assert_array_equal(again.natural_latents(key, 1), made.natural_latents(key, 1))
+    with pytest.raises(FileExistsError):
+        made.save(tmp_path / "small")

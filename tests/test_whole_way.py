@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fpjax
-from tests import toys
+from tests import pictures, toys
 
 
 def _random_keys():
@@ -62,6 +62,31 @@ def test_the_whole_way_works_under(switch, plain, tmp_path):
         assert scheme.generator.sha256 == plain[0].generator.sha256
         np.testing.assert_allclose(found.soft_bits, plain[1].soft_bits, atol=0.02)
     assert found.soft_bits.dtype == np.float32 and found.information.dtype == np.float32
+
+
+def _read_by_the_encoder(scheme, random):
+    settings = {"num_read_images": 64, "num_inverted_images": 2}
+    calibrated = fpjax.calibrate(scheme, random[0], encoder_only=True, **settings)
+    keys = fpjax.sample_keys(random[1], 3, scheme.key_length)
+    images = fpjax.generate(calibrated, random[2], keys).images
+    found = fpjax.attribute(calibrated, images)
+    assert found.solver == "encoder"
+    return found.soft_bits
+
+
+@pytest.fixture(scope="module")
+def first_stage():
+    scheme = pictures.scheme(strength=0.4, length=12)
+    return scheme, _read_by_the_encoder(scheme, _random_keys())
+
+
+@pytest.mark.parametrize("switch", [name for name in SWITCHES if name != "rbg keys"])
+def test_an_encoder_reads_under(switch, first_stage):
+    scheme, plain = first_stage
+    random = _random_keys()
+    with SWITCHES[switch]():
+        found = _read_by_the_encoder(scheme, random)
+    np.testing.assert_allclose(found, plain, atol=0.02)
 
 
 def test_no_program_captures_a_large_array(tmp_path, recwarn):

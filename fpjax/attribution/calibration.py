@@ -19,7 +19,7 @@ from fpjax.fingerprint.block_basis import BlockBasis
 from fpjax.fingerprint.calibration import Calibration, LinearStart
 from fpjax.fingerprint.decode import decode_images
 from fpjax.fingerprint.embed import embed, generate, project
-from fpjax.fingerprint.keys import sample_keys, to_symbols
+from fpjax.fingerprint.keys import level_range, sample_keys, to_symbols
 from fpjax.fingerprint.scheme import Scheme
 from fpjax.inversion.encoder_reader import EncoderReader, fit_encoder_reader
 from fpjax.inversion.problem import Problem
@@ -147,22 +147,24 @@ def _chosen_start(scheme: Scheme, key, num_images: int, progress) -> LinearStart
     has_encoder = scheme.generator.encode is not None
     if has_encoder and isinstance(scheme.basis, BlockBasis):
         return None
-    start = fit_linear_start(scheme, key, num_images, progress=progress)
     if not has_encoder:
-        return start
+        return fit_linear_start(scheme, key, num_images, progress=progress)
+    key_fit, key_latents, key_keys = jax.random.split(key, 3)
+    start = fit_linear_start(scheme, key_fit, num_images, progress=progress)
     plain = scheme.without_calibration()
-    key_latents, key_keys = jax.random.split(jax.random.fold_in(key, 1))
     latents = sample_latents(scheme.generator, key_latents, _NUM_COMPARED)
     latents = latents.reshape(-1, *scheme.generator.latent_shape)
     keys = sample_keys(key_keys, _NUM_COMPARED, scheme.num_symbols)
     alpha = project(plain, latents)
     # Any symbols, also those that are no code's word.
-    made = to_uint8(decode_images(scheme.generator, embed(plain, alpha, keys)))
-    files = from_uint8(made)
+    files = from_uint8(to_uint8(decode_images(scheme.generator, embed(plain, alpha, keys))))
     truth = np.concatenate([alpha, to_symbols(keys, scheme.levels)], axis=1)
+    _, half = level_range(scheme.levels)
+    natural = np.maximum(scheme.alpha_std, 1e-6 * scheme.alpha_std.max(initial=1e-30))
+    spread = np.concatenate([natural, np.full(scheme.num_symbols, half)])
 
     def error(found: np.ndarray) -> float:
-        return float(np.median(np.square(found - truth).sum(axis=1)))
+        return float(np.median(np.square((found - truth) / spread[None]).sum(axis=1)))
 
     encoded = error(encoder_starts(Problem(plain), files))
     return None if encoded < error(linear_read_out(start, files)) else start

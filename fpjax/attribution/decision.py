@@ -38,7 +38,7 @@ from fpjax.fingerprint.scheme import Scheme
 from fpjax.fingerprint.stored import KeySource
 from fpjax.inversion.observation import Observation
 from fpjax.inversion.problem import Problem
-from fpjax.inversion.readers import Reader, default_reader, read_files
+from fpjax.inversion.readers import Reader, default_reader, explained_limit, read_files
 from fpjax.inversion.solution import Solution, Status
 from fpjax.models.jacobian import DEFAULT_MEMORY
 
@@ -78,7 +78,7 @@ class Verdict:
       p_value: bound on the chance that an image made without them fits any registered key so well
         (family-wise, over keys and statistics).
       noise_ratio: residual in units of the observation's noise; about 1 where the generator
-        explains the file down to it.
+        explains the file down to it. Of an encoder, the error of its reading in units of the usual.
       explained: whether it does.
       nearest_user: holder of the nearest key, attributed, revoked or not; None if nobody is
         registered.
@@ -187,7 +187,7 @@ def decide_among(
     *,
     levels: Levels = "antipodal",
     code: Code | None = None,
-    max_noise_ratio: float = 1.5,
+    max_noise_ratio: float | np.ndarray = 1.5,
     false_positive_rate: float = DEFAULT_FALSE_POSITIVE_RATE,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Verdict]:
@@ -196,7 +196,8 @@ def decide_among(
     Args:
       solution: of B images.
       candidates: the keys and who holds them.
-      levels, code, max_noise_ratio, false_positive_rate: see `decide`.
+      levels, code, max_noise_ratio, false_positive_rate: see `decide`; the ratio may be one for
+        each image (B,).
       progress: called with (keys compared, keys in all) in each pass over them.
 
     Raises:
@@ -405,15 +406,12 @@ def attribute(
     calibration = scheme.calibration
     verdicts = None
     if candidates is not None:
-        limit = 1.5
-        if calibration is not None and calibration.observation == problem.observation.name:
-            limit = calibration.max_noise_ratio
         verdicts = decide_among(
             solution,
             candidates,
             levels=scheme.levels,
             code=scheme.code,
-            max_noise_ratio=limit,
+            max_noise_ratio=explained_limit(problem, reader),
             false_positive_rate=false_positive_rate,
             progress=key_progress,
         )

@@ -49,16 +49,24 @@ from fpjax.fingerprint.keys import level_range
 from fpjax.fingerprint.scheme import Scheme
 from fpjax.fingerprint.stored import KeySource
 from fpjax.inversion.driver import invert
+from fpjax.inversion.encoder_reader import EncoderReader
 from fpjax.inversion.observation import Observation, PerImage
 from fpjax.inversion.problem import Problem
-from fpjax.inversion.readers import Reader, default_reader, read_files
+from fpjax.inversion.readers import (
+    Reader,
+    default_reader,
+    explained_limit,
+    read_files,
+    where_it_reads,
+)
 from fpjax.inversion.solution import Solution
+from fpjax.inversion.solvers.default import default_solver
 from fpjax.models.jacobian import DEFAULT_MEMORY
 
 Reading = Literal["file", "auto"]
 
-_LIMIT = 1.5
-"""Noise ratio up to which a picture counts as explained."""
+_ROUNDING = 0.0035
+"""Residual of a rough fit up to which nothing but rounding to 8 bits is left: 1.5 times that."""
 
 
 def attribute(
@@ -92,9 +100,9 @@ def attribute(
         explain it. An `Observation` (the default for arrays: `Rounded8Bit()`): that one for all.
       resize: for paths: whether to take pictures of another size than the generator's.
       problem: for `invert`, instead of one made of scheme and observation.
-      solver: how keys are read: see `default_solver`; or an `EncoderReader`, for what it was
-        measured on. By default the encoder where the scheme was calibrated so and a file is such as
-        it was measured on, an inversion everywhere else.
+      solver: how keys are read: see `default_solver`; or an `EncoderReader`, for files that are
+        such as it was measured on, the others being inverted. By default the encoder where the
+        scheme was calibrated for it.
       memory: see `invert`.
       mesh: see `invert`.
       progress: called with (images finished, images in all).
@@ -141,10 +149,10 @@ def attribute(
     first = reader.read([stated(picture, shape) for picture in pictures], pictures)
     readings = [first]
     if observation == "auto":
-        rows = np.flatnonzero(~(first.solution.noise_ratio <= _limit(scheme)))
+        rows = np.flatnonzero(~(first.solution.noise_ratio <= first.limits))
         if len(rows):
             readings.append(_second(reader, pictures, first, rows))
-    name = " and ".join(reader.names) or default_reader(Problem(scheme)).name
+    name = " and ".join(reader.names) or reader.chosen(Problem(scheme)).name
     return _answer(
         scheme, readings, registry, false_positive_rate, name, observation or "file", key_progress
     )
@@ -174,6 +182,8 @@ class _Readings:
     histories: list[str]
     guessed: np.ndarray
     """Whether the noise was estimated, so that the residual says nothing."""
+    limits: np.ndarray
+    """Residuals up to which the pictures count as explained."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -190,29 +200,45 @@ class _Reader:
 
     def read(self, observations: list[Observation], pictures: list[Picture]) -> _Readings:
         """All pictures, those of one kind of observation together."""
-        solution = self.invert(observations, pictures)
+        solution, limits = self.invert(observations, pictures, self.chosen)
         rows, histories = np.arange(len(pictures)), [picture.history for picture in pictures]
-        return _Readings(rows, solution, histories, np.zeros(len(pictures), bool))
+        return _Readings(rows, solution, histories, np.zeros(len(pictures), bool), limits)
 
-    def invert(self, observations, pictures, starts=None, report=True) -> Solution:
+    def chosen(self, problem: Problem) -> Reader:
+        """Who reads a problem's files first."""
+        if self.solver is None:
+            return default_reader(problem)
+        return where_it_reads(self.solver, problem)
+
+    def inversion(self, problem: Problem) -> Reader:
+        """Who looks again."""
+        if self.solver is None or isinstance(self.solver, EncoderReader):
+            return default_solver(problem.scheme)
+        return self.solver
+
+    def invert(
+        self, observations, pictures, choose: Callable[[Problem], Reader], starts=None
+    ) -> tuple[Solution, np.ndarray]:
+        """What is read of each picture, and the residual up to which it counts as explained."""
         shape = self.scheme.generator.image_shape
         if not pictures:
-            return invert(Problem(self.scheme), np.zeros((0, *shape), np.uint8))
+            none = np.zeros((0, *shape), np.uint8)
+            return invert(Problem(self.scheme), none), np.zeros(0)
         kinds: dict = {}
         for row, observation in enumerate(observations):
             leaves, structure = jax.tree.flatten(observation)
             kinds.setdefault((structure, *(np.shape(leaf) for leaf in leaves)), []).append(row)
-        order, parts, done = [], [], 0
+        order, parts, limits, done = [], [], [], 0
         for rows in kinds.values():
 
             def told(finished: int, _: int, before: int = done) -> None:
-                if self.progress is not None and report:
+                if self.progress is not None and choose == self.chosen:
                     self.progress(before + finished, self.count)
 
             same = [observations[row] for row in rows]
             shared = same[0] if not jax.tree.leaves(same[0]) else PerImage.stack(same)
             problem = Problem(self.scheme, shared)
-            solver = default_reader(problem) if self.solver is None else self.solver
+            solver = choose(problem)
             if solver.name not in self.names:
                 self.names.append(solver.name)
             parts.append(
@@ -226,9 +252,11 @@ class _Reader:
                     progress=told,
                 )
             )
+            limits += [explained_limit(problem, solver)] * len(rows)
             order += rows
             done += len(rows)
-        return Solution.concatenate(parts).take(np.argsort(order))
+        back = np.argsort(order)
+        return Solution.concatenate(parts).take(back), np.array(limits)[back]
 
 
 def _second(reader: _Reader, pictures: list[Picture], first: _Readings, rows) -> _Readings:
@@ -252,28 +280,29 @@ def _second(reader: _Reader, pictures: list[Picture], first: _Readings, rows) ->
         sized(picture, shape, with_noise(jpeg, 0.0 if known else COARSE_NOISE))
         for picture, jpeg, known in zip(chosen, jpegs, believed, strict=True)
     ]
-    rough = reader.invert(coarse, chosen, report=False)
-    observations = []
+    rough, _ = reader.invert(coarse, chosen, reader.inversion)
+    observations, guessed = [], ~believed
     for i, (picture, jpeg) in enumerate(zip(chosen, jpegs, strict=True)):
         if believed[i]:
             observations.append(coarse[i])
             continue
         std = added_noise(float(rough.residual[i]), jpeg)
+        if jpeg is None and std < _ROUNDING:
+            # The encoder misread it: there is no noise but that of the file.
+            guessed[i] = False
+            observations.append(stated(picture, shape))
+            continue
         histories[i] = " and ".join(part for part in (f"noise of {std:.3f}", histories[i]) if part)
         observations.append(sized(picture, shape, with_noise(jpeg, std)))
     starts = _unknowns(reader.scheme, rough)
-    solution = reader.invert(observations, chosen, starts[:, None], report=False)
-    return _Readings(np.asarray(rows), solution, histories, ~believed)
+    solution, limits = reader.invert(observations, chosen, reader.inversion, starts[:, None])
+    return _Readings(np.asarray(rows), solution, histories, guessed, limits)
 
 
 def _unknowns(scheme: Scheme, solution: Solution) -> np.ndarray:
     centre, half = level_range(scheme.levels)
     symbols = centre + 2 * half * (solution.soft_bits - 0.5)
     return np.concatenate([solution.alpha, symbols], axis=1).astype(np.float32)
-
-
-def _limit(scheme: Scheme) -> float:
-    return _LIMIT if scheme.calibration is None else scheme.calibration.max_noise_ratio
 
 
 def _answer(
@@ -302,7 +331,7 @@ def _answer(
             chosen = np.flatnonzero(attempts[reading.rows] == tries)
             answers = decide_among(
                 reading.solution.take(chosen), candidates, levels=scheme.levels, code=scheme.code,
-                max_noise_ratio=_limit(scheme), false_positive_rate=rate / int(tries),
+                max_noise_ratio=reading.limits[chosen], false_positive_rate=rate / int(tries),
                 progress=progress,
             )  # fmt: skip
             for i, found in zip(chosen, answers, strict=True):

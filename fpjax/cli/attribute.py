@@ -75,7 +75,8 @@ def add_arguments(parser: common.Parser) -> None:
         "--reader",
         choices=("inversion", "encoder"),
         help="What reads the keys: an inversion of the generator, or its encoder alone, which is "
-        "quicker and sees less. By default what the scheme was calibrated for.",
+        "quicker and sees less; files that say they are no clean ones are inverted all the same. "
+        "By default what the scheme was calibrated for.",
     )
     common.add_quiet_flag(parser)
 
@@ -137,6 +138,8 @@ def main(args: argparse.Namespace) -> int:
         raise common.UsageError("name the images: fpjax attribute IMAGE [IMAGE ...]")
     if args.noise is not None and args.observation == "auto":
         raise common.UsageError("--noise says what was done, --observation=auto asks: give one")
+    if args.noise is not None and args.reader == "encoder":
+        raise common.UsageError("--noise: the encoder was measured on clean files")
     if args.resume and args.json in (None, "-"):
         raise common.UsageError("--resume goes on with a file of answers: name it with --json")
     images = list(dict.fromkeys(args.names))
@@ -159,6 +162,7 @@ def main(args: argparse.Namespace) -> int:
     if args.noise is not None:
         observation = Gaussian(args.noise)
     readers = {"inversion": default_solver, "encoder": EncoderReader.of}
+    stated = Rounded8Bit() if args.noise is None else Gaussian(args.noise)
     reader = None if args.reader is None else readers[args.reader](scheme)
     with common.open_registry(args, scheme.id) as registry:
         num_revoked = len(registry.revoked())
@@ -170,7 +174,7 @@ def main(args: argparse.Namespace) -> int:
                 "observation": getattr(observation, "name", observation),
                 "resize": args.resize,
                 "noise": args.noise,
-                "solver": (reader or default_reader(Problem(scheme))).name,
+                "solver": (reader or default_reader(Problem(scheme, stated))).name,
                 "false_positive_rate": args.false_positive_rate,
                 "num_users": len(registry),
                 **({"num_revoked": num_revoked} if num_revoked else {}),

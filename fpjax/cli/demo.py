@@ -137,7 +137,7 @@ def main(args: argparse.Namespace) -> int:
             rows.append(Row(path, None, None, "not of this generator"))
 
         # From here on only the files and the registry are known.
-        found_keys = []
+        found_keys, readers = [], set()
         with progress:
             progress("attributing", 0, len(rows))
             for first in range(0, len(rows), _BATCH):
@@ -152,6 +152,7 @@ def main(args: argparse.Namespace) -> int:
                 )
                 assert found.verdicts is not None  # there is a registry
                 found_keys.extend(found.keys)
+                readers.add(found.solver)
                 for row, verdict in zip(batch, found.verdicts, strict=True):
                     row.image, row.verdict = load_image(row.path), verdict
 
@@ -168,7 +169,7 @@ def main(args: argparse.Namespace) -> int:
         "psnr_db": float(psnr.mean()),
         "psnr_db_min": float(psnr.min()),
         "strength": float(scheme.strength),
-        "reader": found.solver,
+        "readers": sorted(readers),
         "seconds": 0.0,
     }
     figures["seconds"] = time.monotonic() - started

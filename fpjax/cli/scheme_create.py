@@ -2,8 +2,9 @@
 
   fpjax scheme create --out FOLDER [--generator GENERATOR] [--strength 6] ...
 
-Calibration fits the start of inversions and inverts a few images with keys, to see that it works.
-The directions are kept in FOLDER.unfinished until all is done; --resume goes on from there.
+Calibration fits the start of inversions, or measures what an encoder's readings are worth, and
+reads a few images with keys, to see that it works. The directions are kept in FOLDER.unfinished
+until all is done; --resume goes on from there.
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ def add_arguments(parser: common.Parser) -> None:
         "--encoder_only",
         action="store_true",
         help="Read keys of clean files by the generator's encoder alone, a few forward passes, and "
-        "measure what its readings are worth. Other files are inverted as ever.",
+        "measure what its readings are worth. Files that say they were recompressed or changed are "
+        "inverted as ever.",
     )
     flags.add_argument(
         "--num_read_images",
@@ -131,7 +133,7 @@ def main(args: argparse.Namespace) -> int:
     if os.path.lexists(args.out):
         raise common.UsageError(f"{args.out} exists already: choose another name or remove it")
     common.check_folder("--out", args.out)
-    _check_code(args)
+    symbols = _num_symbols(args)
     draft = _Draft(args)
 
     import jax
@@ -146,6 +148,8 @@ def main(args: argparse.Namespace) -> int:
     generator = _with_noise(common.open_generator(args.generator), noise)
     if args.images:
         generator = _with_images(generator, Path(args.images))
+    if args.encoder_only:
+        _check_encoder(generator, args.num_read_images, symbols)
     key_basis, key_calibration = jax.random.split(jax.random.key(args.seed))
     with Display(quiet=args.quiet) as progress:
         if draft.scheme.exists():
@@ -201,18 +205,20 @@ def main(args: argparse.Namespace) -> int:
         f"{scheme.shift + scheme.num_symbols - 1} of {len(scheme.basis)}, strength "
         f"{float(scheme.strength):.3g}"
     )
+    unit = "the noise" if calibration.encoder is None else "the encoder's usual error"
     print(
         f"residuals: {calibration.num_inverted_images} of the scheme's own images up to "
-        f"{calibration.own_noise_ratio:.2f} times the noise; up to "
+        f"{calibration.own_noise_ratio:.2f} times {unit}; up to "
         f"{calibration.max_noise_ratio:.2f} counts as explained"
     )
     return common.EXIT_OK
 
 
-def _check_code(args: argparse.Namespace) -> None:
-    """Refuses a code that there is not before directions are fitted."""
+def _num_symbols(args: argparse.Namespace) -> int:
+    """How many symbols the key is written as; refuses a code that there is not before directions
+    are fitted."""
     if args.code is None:
-        return
+        return args.key_length or 64
     from fpjax.fingerprint.codes import code_named
 
     try:
@@ -222,6 +228,19 @@ def _check_code(args: argparse.Namespace) -> None:
     if code is not None and args.key_length not in (None, code.payload_bits):
         raise common.UsageError(
             f"--key_length {args.key_length}: {args.code} carries {code.payload_bits} bits"
+        )
+    return (args.key_length or 64) if code is None else code.num_symbols
+
+
+def _check_encoder(generator, num_images: int, symbols: int) -> None:
+    """Refuses what could not be measured before directions are fitted."""
+    from fpjax.inversion.encoder_reader import least_images
+
+    if generator.encode is None:
+        raise common.CommandError(f"--encoder_only: {generator.name} has no encoder")
+    if num_images < (least := least_images(symbols)):
+        raise common.UsageError(
+            f"--num_read_images {num_images}: {symbols} symbols take at least {least}"
         )
 
 

@@ -1,7 +1,7 @@
 """What calibration learns about a scheme, as typed values with a header and a hash of their own.
 
-Nothing here decides whom an image is attributed to: a start changes what an inversion costs, and
-the reference residual is evidence that is reported.
+No false-positive rate depends on any of it. A start changes what an inversion costs, the reference
+residual is evidence that is reported, and an encoder's errors say what its readings are worth.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ FORMAT_VERSION_WITH_ENCODER = 3
 _READABLE = (1, FORMAT_VERSION, FORMAT_VERSION_WITH_ENCODER)
 _HEADER, _ARRAYS = "calibration.json", "calibration.safetensors"
 _ENCODER_ARRAYS = ("gain", "offset", "covariance")
-_ENCODER_VALUES = ("num_images", "observation", "rereadings")
+_ENCODER_VALUES = ("scheme_id", "num_images", "observation", "rereadings")
+
+MOST_REREADINGS = 1000
 
 
 class CalibrationError(FpjaxError, ValueError):
@@ -50,6 +52,7 @@ class EncoderErrors:
     """What a generator's encoder reads of a scheme's symbols: r = gain k + offset + e.
 
     Attributes:
+      scheme_id: of the scheme that it was measured for.
       gain: (L, L) float64.
       offset: (L,) float64.
       covariance: (L, L) float64, of the errors e, which are taken to be normal.
@@ -57,17 +60,38 @@ class EncoderErrors:
       observation: name of the observation that they were seen through.
       rereadings: how often a file's reading was decoded and read again; 0 is one pass alone.
 
-    >>> errors = EncoderErrors(np.eye(2), np.zeros(2), np.eye(2) / 4, 10_000, "rounded-8bit", 0)
+    Raises:
+      ValueError: for arrays of other shapes, values that are not finite, a covariance that is none,
+        or too few images.
+
+    >>> errors = EncoderErrors("", np.eye(2), np.zeros(2), np.eye(2) / 4, 10_000, "rounded-8bit", 0)
     >>> np.diag(errors.information).round(2).tolist()  # 1 / variance
     [4.0, 4.0]
     """
 
+    scheme_id: str
     gain: np.ndarray
     offset: np.ndarray
     covariance: np.ndarray
     num_images: int
     observation: str
     rereadings: int
+
+    def __post_init__(self):
+        length = len(self.offset)
+        shapes = (self.gain.shape, self.offset.shape, self.covariance.shape)
+        if shapes != ((length, length), (length,), (length, length)):
+            raise ValueError(f"gain, offset and covariance of an encoder have shapes {shapes}")
+        if not all(np.isfinite(x).all() for x in (self.gain, self.offset, self.covariance)):
+            raise ValueError("gain, offset and covariance of an encoder are not finite")
+        if not isinstance(self.num_images, int) or self.num_images <= 2 * length + 3:
+            raise ValueError(f"an encoder's errors in {length} symbols from too few images")
+        if not isinstance(self.rereadings, int) or not 0 <= self.rereadings <= MOST_REREADINGS:
+            raise ValueError(f"rereadings: expected 0 to {MOST_REREADINGS}")
+        try:
+            np.linalg.cholesky(self.covariance)
+        except np.linalg.LinAlgError:
+            raise ValueError("the covariance of an encoder's errors is none") from None
 
     @property
     def share(self) -> float:
@@ -91,9 +115,9 @@ class Calibration:
       observation: name of the observation that images were seen through.
       solver: name of the solver that inverted them; "encoder" where the encoder alone read them.
       max_noise_ratio: residual up to which a file counts as explained by the generator, in units of
-        the observation's noise.
-      own_noise_ratio: largest residual of the generator's own files with keys.
-      num_start_images, num_inverted_images: what the start was fitted on; what was inverted.
+        the observation's noise; for an encoder the error of its reading, in units of the usual.
+      own_noise_ratio: largest such residual of the generator's own files with keys.
+      num_start_images, num_inverted_images: what the start was fitted on; what was read.
       encoder: what the encoder's readings are worth, where it was measured.
 
     >>> start = LinearStart(np.zeros((4, 2), np.float16), np.zeros(2, np.float32))

@@ -22,13 +22,14 @@ from jaxtyping import Float, PRNGKeyArray, Shaped
 
 from fpjax.errors import InputError
 from fpjax.fingerprint.basis import sample_latents
-from fpjax.fingerprint.calibration import EncoderErrors
+from fpjax.fingerprint.calibration import MOST_REREADINGS, EncoderErrors
 from fpjax.fingerprint.decode import decode_images
 from fpjax.fingerprint.embed import embed, project
 from fpjax.fingerprint.keys import level_range, sample_keys, to_symbols
 from fpjax.fingerprint.scheme import Scheme
 from fpjax.inversion.information import decide_bits
 from fpjax.inversion.observation import Observation, Rounded8Bit
+from fpjax.inversion.prior import GaussianPrior
 from fpjax.inversion.problem import Problem, check_images
 from fpjax.inversion.solution import Solution, Status
 from fpjax.inversion.starts import REREADINGS, encoder_readings
@@ -49,15 +50,13 @@ class EncoderReader:
     a calibration by `EncoderReader.of`.
 
     Attributes:
-      scheme_id: of the scheme it was measured for.
-      errors: what was measured.
+      errors: what was measured, and for which scheme.
 
-    >>> errors = EncoderErrors(np.eye(2), np.zeros(2), np.eye(2) / 4, 10_000, "rounded-8bit", 0)
-    >>> EncoderReader("", errors).name
+    >>> errors = EncoderErrors("", np.eye(2), np.zeros(2), np.eye(2) / 4, 10_000, "rounded-8bit", 0)
+    >>> EncoderReader(errors).name
     'encoder'
     """
 
-    scheme_id: str
     errors: EncoderErrors
 
     name: ClassVar[str] = "encoder"
@@ -67,47 +66,59 @@ class EncoderReader:
         """The reader that a scheme was calibrated with.
 
         Raises:
-          InputError: if it was calibrated with none.
+          InputError: if it was calibrated with none, or changed since.
         """
         if scheme.calibration is None or scheme.calibration.encoder is None:
             raise InputError(
                 "the scheme's calibration measured no encoder: fpjax.calibrate(encoder_only=True) "
                 "does, and fpjax.fit_encoder_reader(scheme, key) makes a reader of its own"
             )
-        return cls(scheme.id, scheme.calibration.encoder)
+        if scheme.calibration.encoder.scheme_id != scheme.id:
+            raise InputError(
+                "the encoder was measured for another scheme than this one: calibrate it again"
+            )
+        return cls(scheme.calibration.encoder)
 
     def refuses(self, problem: Problem) -> str | None:
         """Why it does not read a problem's files, or None where it does."""
-        if problem.scheme.id != self.scheme_id:
-            return f"this reader was measured for scheme {self.scheme_id:.12}"
+        if problem.scheme.id != self.errors.scheme_id:
+            return f"this reader was measured for scheme {self.errors.scheme_id:.12}"
         if problem.observation.name != self.errors.observation:
             return (
                 f"this reader was measured on files seen through {self.errors.observation!r}, not "
                 f"{problem.observation.name!r}"
             )
+        if problem.symbols != "relaxed" or problem.prior != GaussianPrior():
+            return "this reader knows the default prior and relaxed symbols alone"
         return None
 
     def read(
         self,
         scheme: Scheme,
         images: Shaped[Array | np.ndarray, "batch height width channels"],
+        progress: Callable[[int, int], None] | None = None,
     ) -> Solution:
         """Reads the keys of files (B, H, W, C), uint8 or float in [-1, 1].
 
         Returns:
           The `Solution`: `noise_ratio` is the size of the reading's error after the decision, in
-          units of the measured one; `residual`, which needs a decode, is NaN; `alpha` is what the
-          encoder reads.
+          units of the measured one, and a file whose error is no larger than usual is `SOLVED`;
+          `alpha` is what the encoder reads, and `residual` what the picture it reads leaves.
 
         Raises:
           InputError: for another scheme, or images that do not fit it.
         """
-        if scheme.id != self.scheme_id:
-            raise InputError(f"this reader was measured for scheme {self.scheme_id:.12}")
+        if scheme.id != self.errors.scheme_id:
+            raise InputError(f"this reader was measured for scheme {self.errors.scheme_id:.12}")
         errors, length = self.errors, scheme.num_symbols
         files = check_images(Problem(scheme), images)
         usable = np.nan_to_num(files, posinf=1.0, neginf=-1.0)
-        alpha, readings = _readings(scheme, usable, errors.rereadings)
+        found, left = encoder_readings(scheme, usable, errors.rereadings, progress)
+        alpha, readings = found[:, : scheme.num_alpha], found[:, scheme.num_alpha :]
+        finite = np.logical_and(
+            np.isfinite(files).all(axis=(1, 2, 3)), np.isfinite(found).all(axis=1)
+        )
+        readings = np.where(finite[:, None], readings.astype(np.float64), errors.offset[None])
         information = errors.information
         weight = errors.share * np.linalg.solve(errors.covariance, errors.gain)
         linear = (readings - errors.offset) @ weight
@@ -120,14 +131,15 @@ class EncoderReader:
         keys = decide_bits(soft, in_bits)
         error = readings - errors.offset - to_symbols(keys, scheme.levels) @ errors.gain.T
         whitened = np.linalg.solve(errors.covariance, error.T).T
-        ratio = np.sqrt(np.sum(error * whitened, axis=1) / length)
-        finite = np.isfinite(files).all(axis=(1, 2, 3))
+        # What so few files overstate, and what they leave open about the gain.
+        fair = errors.share / (1 + (length + 1) / errors.num_images)
+        ratio = np.sqrt(fair * np.sum(error * whitened, axis=1) / length)
         status = np.where(ratio <= EXPLAINED_RATIO, Status.SOLVED, Status.CONVERGED)
         return Solution(
             keys=keys,
             soft_bits=soft.astype(np.float32),
             alpha=alpha.astype(np.float32),
-            residual=np.full(count, np.nan, np.float32),
+            residual=np.where(finite, left, np.nan).astype(np.float32),
             noise_ratio=ratio.astype(np.float32),
             loss=(0.5 * ratio**2 * length).astype(np.float32),
             steps=np.zeros(count, np.int32),
@@ -137,14 +149,13 @@ class EncoderReader:
         )
 
 
-def _readings(scheme: Scheme, images: np.ndarray, rereadings: int) -> tuple[np.ndarray, np.ndarray]:
-    """alpha (B, K - L) and symbols (B, L) as the encoder reads them."""
-    found = (
-        encoder_readings(scheme, images, rereadings)
-        if len(images)
-        else np.zeros((0, scheme.num_alpha + scheme.num_symbols))
-    )
-    return found[:, : scheme.num_alpha], found[:, scheme.num_alpha :].astype(np.float64)
+def least_images(num_symbols: int) -> int:
+    """Fewest files that an encoder's errors in so many symbols are measured on.
+
+    >>> least_images(64)
+    256
+    """
+    return max(4 * num_symbols, 2 * num_symbols + 8)
 
 
 def fit_encoder_reader(
@@ -162,7 +173,7 @@ def fit_encoder_reader(
     Args:
       scheme: its generator has an encoder.
       key: PRNG key of latents, keys and files.
-      num_images: files, at least 4 L.
+      num_images: files, at least `least_images(L)`.
       observation: how the pictures become files; by default `Rounded8Bit`.
       rereadings: how often a file's reading is decoded and read again, which brings it much nearer
         (`starts.encoder_readings`); 0 reads in one forward pass.
@@ -170,7 +181,7 @@ def fit_encoder_reader(
       progress: called with (files done, in all).
 
     Raises:
-      InputError: if there is no encoder, or too few files are asked for.
+      InputError: if there is no encoder, it reads nothing, or too few files are asked for.
 
     >>> import jax.numpy as jnp
     >>> import fpjax
@@ -190,8 +201,10 @@ def fit_encoder_reader(
     generator, length = scheme.generator, scheme.num_symbols
     if generator.encode is None:
         raise InputError(f"generator {generator.name!r} has no encoder to read with")
-    if num_images < 4 * length:
-        raise InputError(f"{num_images} images for {length} bits: take at least {4 * length}")
+    if num_images < (least := least_images(length)):
+        raise InputError(f"{num_images} images for {length} symbols: take at least {least}")
+    if not 0 <= rereadings <= MOST_REREADINGS:
+        raise InputError(f"rereadings {rereadings}: expected 0 to {MOST_REREADINGS}")
     observation = Rounded8Bit() if observation is None else observation
     key_latents, key_keys, key_files = jax.random.split(key, 3)
     if latents is None:
@@ -205,10 +218,11 @@ def fit_encoder_reader(
         part = slice(first, first + _BATCH)
         alpha = project(scheme, latents[part])
         pictures = decode_images(generator, embed(plain, alpha, keys[part]), _BATCH)
-        folded = jax.random.fold_in(key_files, first)
+        folded = jax.random.fold_in(key_files, jax.device_put(np.uint32(first)))
         files = simulate(*jax.device_put((observation, folded, pictures)))
         files = np.asarray(jax.device_get(files), np.float32) / np.float32(127.5) - 1
-        readings.append(_readings(scheme, files, rereadings)[1])
+        found, _ = encoder_readings(scheme, files, rereadings)
+        readings.append(found[:, scheme.num_alpha :].astype(np.float64))
         if progress is not None:
             progress(min(first + _BATCH, num_images), num_images)
     read = np.concatenate(readings)
@@ -217,7 +231,13 @@ def fit_encoder_reader(
     weight = np.linalg.lstsq(regressors, read, rcond=None)[0]
     error = read - regressors @ weight
     covariance = error.T @ error / (num_images - length - 1)
-    errors = EncoderErrors(
-        weight[:-1].T, weight[-1], covariance, num_images, observation.name, rereadings
-    )
-    return EncoderReader(scheme.id, errors)
+    try:
+        errors = EncoderErrors(
+            scheme.id, weight[:-1].T, weight[-1], covariance, num_images, observation.name,
+            rereadings,
+        )  # fmt: skip
+    except ValueError as error:
+        raise InputError(
+            f"the encoder of {generator.name!r} reads nothing of these keys ({error})"
+        ) from error
+    return EncoderReader(errors)

@@ -29,11 +29,37 @@ def default_reader(problem: Problem) -> Reader:
     'levenberg-marquardt'
     """
     calibration = problem.scheme.calibration
-    if calibration is not None and calibration.solver == EncoderReader.name:
-        reader = EncoderReader.of(problem.scheme)
-        if reader.refuses(problem) is None:
-            return reader
+    if (
+        calibration is not None
+        and calibration.encoder is not None
+        and calibration.solver == EncoderReader.name
+    ):
+        return where_it_reads(EncoderReader.of(problem.scheme), problem)
     return default_solver(problem.scheme)
+
+
+def where_it_reads(reader: Reader, problem: Problem) -> Reader:
+    """A reader, or `default_solver` where it is an encoder that was not measured on such files."""
+    if isinstance(reader, EncoderReader) and reader.refuses(problem) is not None:
+        return default_solver(problem.scheme)
+    return reader
+
+
+LEAST_EXPLAINED = 1.5
+"""Residual that counts as explained at least: 1 is what was expected."""
+
+
+def explained_limit(problem: Problem, reader: Reader) -> float:
+    """Residual up to which a file counts as explained: as calibrated, where it was calibrated on
+    such files and by such a reader."""
+    calibration = problem.scheme.calibration
+    if (
+        calibration is None
+        or calibration.observation != problem.observation.name
+        or (calibration.solver == EncoderReader.name) != isinstance(reader, EncoderReader)
+    ):
+        return LEAST_EXPLAINED
+    return calibration.max_noise_ratio
 
 
 def read_files(
@@ -57,7 +83,4 @@ def read_files(
         )
     if (reason := reader.refuses(problem)) is not None:
         raise InputError(reason)
-    found = reader.read(problem.scheme, images)
-    if progress is not None:
-        progress(len(found), len(found))
-    return found
+    return reader.read(problem.scheme, images, progress)

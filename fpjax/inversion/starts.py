@@ -1,5 +1,5 @@
-"""Where inversion starts: a Latin hypercube around the mean, or a linear read-out of the pixels,
-which an average Jacobian then takes nearer."""
+"""Where inversion starts: a Latin hypercube around the mean; a linear read-out of the pixels, which
+an average Jacobian then takes nearer; or what the generator's encoder reads, read again."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def linear_starts(
         )
     start = calibration.start
     if start is None:
-        return encoder_starts(problem, images)  # what the calibration was made with
+        return encoder_starts(problem, images)
     return linear_read_out(start, images)
 
 
@@ -159,7 +159,8 @@ _RIDGE = 1e-4
 
 
 def _solve_positive(matrix: Array, vector: Array) -> Array:
-    """The solution (n,) for a positive definite matrix (n, n) of a few rows, unrolled.
+    """The solution (n,) for a positive definite matrix (n, n) of a few rows, unrolled: batched
+    factorisations wait for the thread pool that they run in.
 
     >>> _solve_positive(jnp.array([[2.0, 1.0], [1.0, 2.0]]), jnp.array([3.0, 3.0])).tolist()
     [1.0, 1.0]
@@ -177,16 +178,16 @@ def _extrapolated(unknowns: Array, gaps: Array, past: Array, past_gaps: Array, k
     real = (jnp.arange(_REMEMBERED) < known)[:, None]
     steps = jnp.where(real, past - unknowns[None], 0)
     changes = jnp.where(real, past_gaps - gaps[None], 0)
-    gram = changes @ changes.T
-    ridge = _RIDGE * jnp.trace(gram) / _REMEMBERED + jnp.finfo(jnp.float32).tiny
-    weights = -jnp.linalg.solve(
-        gram + ridge * jnp.eye(_REMEMBERED, dtype=gram.dtype), changes @ gaps
-    )
+    gram = jnp.matmul(changes, changes.T, precision=jax.lax.Precision.HIGHEST)
+    ridge = _RIDGE * jnp.trace(gram) / _REMEMBERED + jnp.finfo(gram.dtype).tiny
+    gram = gram + ridge * jnp.eye(_REMEMBERED, dtype=gram.dtype)
+    weights = -_solve_positive(gram, changes @ gaps)
     return unknowns + weights @ steps + _RELAXATION * (gaps + weights @ changes)
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _read_again(scheme: Scheme, images: Array, rereadings: int) -> Array:
+def _read_again(scheme: Scheme, images: Array, rereadings: int) -> tuple[Array, Array]:
+    """Unknowns (B, K), and the root mean square (B,) of what the picture that they make leaves."""
     encode, params = scheme.generator.encode, scheme.generator.params
     assert encode is not None
     centre, _ = level_range(scheme.levels)
@@ -195,44 +196,54 @@ def _read_again(scheme: Scheme, images: Array, rereadings: int) -> Array:
         return jnp.concatenate(scheme.read(encode(params, pictures)), axis=1)
 
     def picture(unknowns: Array) -> Array:
-        return jnp.clip(jax.vmap(Problem(scheme).image)(unknowns), -1, 1)
+        alpha, symbols = jnp.split(unknowns, [scheme.num_alpha], axis=1)
+        return jnp.clip(scheme.decode(scheme.latents_of(alpha, symbols)), -1, 1)
 
-    def error(pictures: Array) -> Array:
-        return jnp.square(pictures - images).mean(axis=(1, 2, 3))
+    def better(best, unknowns: Array, pictures: Array):
+        error = jnp.square(pictures - images).mean(axis=(1, 2, 3))
+        nearer = error < best[1]  # false of what is not finite
+        return jnp.where(nearer[:, None], unknowns, best[0]), jnp.where(nearer, error, best[1])
 
     def reread(carry, index):
-        unknowns, best, least, past, past_gaps = carry
+        unknowns, best, past, past_gaps = carry
         pictures = picture(unknowns)
-        found, gaps = error(pictures), first - read(pictures)
-        better = found < least
-        best = jnp.where(better[:, None], unknowns, best)
+        gaps = first - read(pictures)
         onward = jax.vmap(_extrapolated, (0, 0, 0, 0, None))
         further = onward(unknowns, gaps, past, past_gaps, index)
         past = jnp.concatenate([unknowns[:, None], past[:, :-1]], axis=1)
         past_gaps = jnp.concatenate([gaps[:, None], past_gaps[:, :-1]], axis=1)
-        return (further, best, jnp.where(better, found, least), past, past_gaps), None
+        return (further, better(best, unknowns, pictures), past, past_gaps), None
 
     first = read(images)
     if rereadings == 0:
-        return first
+        return first, jnp.sqrt(jnp.square(picture(first) - images).mean(axis=(1, 2, 3)))
     mean = jnp.full_like(first, centre).at[:, : scheme.num_alpha].set(0.0)
     nothing = jnp.zeros((first.shape[0], _REMEMBERED, first.shape[1]), first.dtype)
-    begun = (first, mean, error(picture(mean)), nothing, nothing)
-    return jax.lax.scan(reread, begun, jnp.arange(rereadings))[0][1]
+    unread = (mean, jnp.full(first.shape[:1], jnp.inf, first.dtype))
+    best = better(unread, mean, picture(mean[:1]))
+    begun = (first, best, nothing, nothing)
+    (last, best, _, _), _ = jax.lax.scan(reread, begun, jnp.arange(rereadings))
+    best, error = better(best, last, picture(last))
+    return best, jnp.sqrt(error)
 
 
 def encoder_readings(
     scheme: Scheme,
     images: Float[np.ndarray, "batch height width channels"],
     rereadings: int = REREADINGS,
-) -> Float[np.ndarray, "batch unknowns"]:
-    """What the generator's encoder reads in images in [-1, 1], and reads again, (B, K) float32.
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Float[np.ndarray, "batch unknowns"], Float[np.ndarray, " batch"]]:
+    """What the generator's encoder reads in images in [-1, 1], and reads again.
 
     An encoder reads its own decoder's pictures with an error that depends on the picture. So what
     it read is decoded and read once more, the unknowns move by the difference of the two readings,
     extrapolated from the last few, and so on: a picture that reads like the file is near to it. Of
     what was found on the way (the mean among it, as an untrained encoder misreads everything) the
     nearest to the file's pixels is returned. Without rereadings it is the first reading.
+
+    Returns:
+      Unknowns (B, K), and what the picture that they make leaves of the file, the root of the mean
+      square (B,), both float32.
 
     Raises:
       InputError: if the generator has no encoder.
@@ -242,14 +253,18 @@ def encoder_readings(
         raise InputError(f"generator {scheme.generator.name!r} has no encoder to read with")
     batch = max(1, min(_ENCODED, _ENCODED_VALUES // max(1, images[:1].size)))
     operand = jax.device_put(scheme)
-    parts = []
+    unknowns = np.empty((len(images), scheme.num_alpha + scheme.num_symbols), np.float32)
+    left = np.empty(len(images), np.float32)
     for first in range(0, len(images), batch):
         part = images[first : first + batch]
         # One program, whatever the number of images.
         padded = np.concatenate([part, np.repeat(part[-1:], batch - len(part), axis=0)])
-        found = _read_again(operand, jax.device_put(padded), rereadings)
-        parts.append(np.asarray(jax.device_get(found))[: len(part)])
-    return np.concatenate(parts)
+        found = jax.device_get(_read_again(operand, jax.device_put(padded), rereadings))
+        unknowns[first : first + batch] = found[0][: len(part)]
+        left[first : first + batch] = found[1][: len(part)]
+        if progress is not None:
+            progress(first + len(part), len(images))
+    return unknowns, left
 
 
 def encoder_starts(
@@ -261,7 +276,7 @@ def encoder_starts(
       InputError: if the generator has no encoder.
     """
     scheme = problem.scheme
-    found = encoder_readings(scheme, images)
+    found, _ = encoder_readings(scheme, images)
     centre, half = level_range(scheme.levels)
     symbols = np.clip(found[:, scheme.num_alpha :], centre - 2 * half, centre + 2 * half)
     return np.concatenate([found[:, : scheme.num_alpha], symbols], axis=1)

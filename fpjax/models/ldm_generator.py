@@ -188,7 +188,8 @@ class LDMGenerator(Generator):
         return DiffusionPrior(self.prior_config, self.params[PRIOR])
 
     def save(self, path: str | os.PathLike, *, dtype: str | None = None) -> None:
-        """Writes a folder that `load_generator` opens, with the prior where there is one.
+        """Writes a folder that `load_generator` opens, with the prior where there is one. Latents
+        of `with_latents`, and whether codes are taken (`with_noise`), are not written.
 
         Args:
           path: the folder; it must not exist.

@@ -219,7 +219,7 @@ class _Work:
             )  # fmt: skip
             arrays = {name: part for name, part in vars(start).items() if part is not None}
             write_npz(path, arrays)
-        return dataclasses.replace(own, start=LinearStart(**arrays))
+        return dataclasses.replace(own, start=LinearStart(**arrays), encoder=None)
 
     def _predicted(self, cell: Cell, design: Design, code: Code | None) -> Evidence:
         path = self.folder / "predicted" / f"{cell.name}.npz"

@@ -108,7 +108,7 @@ A latent diffusion model of {model.resolution} px cartoon avatars: a VQ first st
 | Prior's recipe | noise prediction, min-SNR weights, Adam {prior.learning_rate}, batch {prior.batch_size}, EMA half-life {prior.ema_half_life:,.0f} images; {info["prior_images_seen"]:,} latents seen |
 | PSNR of held-out reconstructions | {info["reconstruction_psnr_db"]:.1f} dB from codes, {info["reconstruction_psnr_db_unquantized"]:.1f} dB without quantisation |
 | Codes in use | {info["codes_in_use"]:.0%} |
-| Frechet distance to training images, {info["frechet_num_images"]:,} of each | samples {info["frechet_distance"]:.1f}, reconstructions of held-out images {info["frechet_distance_of_reconstructions"]:.1f}, held-out images {info["frechet_distance_of_test_images"]:.1f}; on {info["frechet_features"]} |
+| Frechet distance to training images, {info["frechet_num_test_images"]:,} of each | samples {info["frechet_distance"]:.1f}, reconstructions of held-out images {info["frechet_distance_of_reconstructions"]:.1f}, held-out images {info["frechet_distance_of_test_images"]:.1f}; on {info["frechet_features"]} |
 | Weights | EMA, float16 safetensors; computed in float32 |
 | SHA-256 of the first stage | `{info["sha256"]}` |
 

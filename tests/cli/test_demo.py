@@ -44,7 +44,7 @@ def test_the_page_shows_names_as_text(tmp_path):
     figures = dict.fromkeys(
         ("correct_users", "num_images", "exact_keys", "false_attributions", "num_without_key"), 1
     )
-    figures |= {"psnr_db": 40.0, "seconds": 1.0, "reader": "levenberg-marquardt"}
+    figures |= {"psnr_db": 40.0, "seconds": 1.0, "readers": ["levenberg-marquardt"]}
     write_page(tmp_path / "index.html", rows, figures)
     page = (tmp_path / "index.html").read_text("utf-8")
     assert "<script" not in page and page.count("&lt;script&gt;") == 4 + 1  # the alt text too

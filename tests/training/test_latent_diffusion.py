@@ -11,7 +11,7 @@ from fpjax.errors import InputError
 from fpjax.models.autoencoder import AutoencoderConfig
 from fpjax.models.diffusion import DiffusionConfig
 from fpjax.models.unet import UNetConfig
-from fpjax.training import encoded, first_stage, latent_prior, runs
+from fpjax.training import encoded, first_stage, latent_prior, release_ldm, runs
 from fpjax.training.train import batch_at, train
 
 STAGE = first_stage.FirstStageConfig(
@@ -157,3 +157,29 @@ def test_a_recipe_of_a_first_stage_refuses_what_has_no_codes_or_a_scale():
         first_stage.FirstStageConfig(AutoencoderConfig(), 10)
     with pytest.raises(ValueError, match="scale_factor 1"):
         dataclasses.replace(STAGE, model=dataclasses.replace(STAGE.model, scale_factor=2.0))
+
+
+def test_the_card_of_a_release_says_what_was_measured():
+    info = {
+        "first_stage_images_seen": 40_000,
+        "prior_images_seen": 160_000,
+        "reconstruction_psnr_db": 30.25,
+        "reconstruction_psnr_db_unquantized": 31.5,
+        "codes_in_use": 0.9,
+        "frechet_distance": 100.0,
+        "frechet_distance_of_reconstructions": 50.0,
+        "frechet_distance_of_test_images": 10.0,
+        "frechet_num_test_images": 1000,
+        "frechet_features": "of somebody",
+        "sha256": "abc",
+    }
+    card = release_ldm.model_card(info, STAGE, PRIOR)
+    for word in ("160,000 latents", "40,000 images", "30.2 dB", "90%", "1,000 of each", "abc"):
+        assert word in card
+
+
+def test_the_codes_in_use_are_counted():
+    state = runs.init_state(STAGE)
+    params = {**state["average"], "codebook": jnp.zeros((16, 3)).at[1:].set(1e3)}
+    stage = encoded.FirstStage(STAGE.model, params, 0)
+    assert release_ldm.codes_in_use(stage, _images()) == 1 / 16

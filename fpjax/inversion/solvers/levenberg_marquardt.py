@@ -161,7 +161,7 @@ class LevenbergMarquardt:
     def starts(
         self, problem: Problem, images: Float[np.ndarray, "batch height width channels"]
     ) -> Float[np.ndarray, "*starts unknowns"]:
-        """The calibrated linear start, (B, 1, K)."""
+        """The calibrated start, linear or the encoder's, (B, 1, K)."""
         return linear_starts(problem, images)[:, None]
 
     def lane_bytes(self, problem: Problem) -> int:

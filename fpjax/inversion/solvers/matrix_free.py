@@ -142,8 +142,10 @@ class MatrixFree:
     def starts(
         self, problem: Problem, images: Float[np.ndarray, "batch height width channels"]
     ) -> Float[np.ndarray, "*starts unknowns"]:
-        """What the encoder reads, (B, 1, K); the calibrated linear start where there is none."""
-        if problem.scheme.generator.encode is None:
+        """What the encoder reads, (B, 1, K); the calibrated linear start where one was kept."""
+        calibration = problem.scheme.calibration
+        kept = calibration is not None and calibration.start is not None
+        if kept or problem.scheme.generator.encode is None:
             return linear_starts(problem, images)[:, None]
         return encoder_starts(problem, images)[:, None]
 
