@@ -1,5 +1,6 @@
 """`fpjax scheme create`: a scheme of any generator; what was fitted outlives an early end."""
 
+import json
 import os
 import signal
 
@@ -111,3 +112,35 @@ def test_directions_that_no_file_shows_are_left_out_unless_asked_for(tmp_path):
         generator = common.open_generator(f"{source}:make")
         counts[keep] = len(load_scheme(f"{out}.unfinished/scheme", generator).basis)
     assert counts == {"--keep_all": 10, "--quiet": 5}
+
+
+def test_an_encoder_reads_clean_files_where_a_scheme_was_calibrated_for_it(tmp_path, capsys):
+    encoder = f"{GENERATOR}_with_encoder"
+    flags = [encoder, f"--scheme={tmp_path / 'scheme'}", f"--registry={tmp_path / 'users.db'}"]
+    create = [encoder if flag == GENERATOR else flag for flag in CREATE]
+    create += ["--encoder_only", "--num_read_images=64", f"--out={tmp_path / 'scheme'}"]
+    assert run(create) == 0
+    assert "times the encoder's usual error" in capsys.readouterr().out
+    assert run(["user", "add", "ada", *flags]) == 0
+    assert run(["generate", "ada", "--num=1", f"--out={tmp_path / 'ada'}", *flags]) == 0
+    (image,) = map(str, (tmp_path / "ada").glob("*.png"))
+    capsys.readouterr()
+    read = ["attribute", image, "--false_positive_rate=0.05", *flags]
+    for reader, name in (("", "encoder"), ("inversion", "levenberg-marquardt")):
+        out = tmp_path / f"{name}.json"
+        options = [f"--json={out}", *([f"--reader={reader}"] if reader else [])]
+        assert run([*read, *options]) == 0
+        assert ": ada (" in capsys.readouterr().out
+        assert json.loads(out.read_text())["solver"] == name
+    assert run([*read, "--reader=encoder", "--noise=0.1"]) == 2
+    assert "measured on clean files" in capsys.readouterr().err
+
+
+def test_an_encoder_that_cannot_be_measured_is_refused_at_the_start(tmp_path, capsys):
+    out = f"--out={tmp_path / 'scheme'}"
+    assert run([*CREATE, "--encoder_only", out]) == 1
+    assert "own has no encoder" in capsys.readouterr().err
+    create = [f"{GENERATOR}_with_encoder" if flag == GENERATOR else flag for flag in CREATE]
+    assert run([*create, "--encoder_only", "--num_read_images=30", out]) == 2
+    assert "8 symbols take at least 32" in capsys.readouterr().err
+    assert not (tmp_path / "scheme.unfinished").exists()

@@ -49,6 +49,15 @@ def test_keys_of_the_default_scheme_cost_little(scheme):
     assert psnr_db(made.originals, made.images).mean() > 40
 
 
+def test_a_stronger_scheme_is_bundled_for_recompressed_files(scheme):
+    robust = fpjax.load_scheme(f"{NAME}/robust")
+    assert (robust.key_length, robust.shift) == (64, scheme.shift)
+    assert robust.strength > 4 * scheme.strength
+    assert robust.calibration.own_noise_ratio < 1.1
+    card = (zoo.scheme_path(f"{NAME}/robust") / "CARD.md").read_text()
+    assert robust.id in card and "JPEG 75" in card
+
+
 def test_the_first_versions_scheme_stays_readable_under_its_name():
     """A file of format 1; registries are bound to its identity, which must never change."""
     scheme = fpjax.load_scheme(f"{NAME}/pca")
