@@ -144,12 +144,22 @@ def group_norm(params: Params, x: Array, *, groups: int, eps: float) -> Array:
     >>> group_norm(params, x, groups=2, eps=0.0)[0, :, 0].tolist()
     [[-1.0, -1.0], [1.0, 1.0]]
     """
-    grouped = x.astype(jnp.float32).reshape(x.shape[0], -1, groups, x.shape[-1] // groups)
-    mean = jnp.mean(grouped, axis=(1, 3), keepdims=True)
-    var = jnp.mean(jnp.square(grouped - mean), axis=(1, 3), keepdims=True)
-    y = ((grouped - mean) * jax.lax.rsqrt(var + eps)).reshape(x.shape)
-    y = y * along_channels(params["weight"], y) + along_channels(params["bias"], y)
-    return y.astype(x.dtype)
+    batch, height, width, channels = x.shape
+    grouped = (batch, groups, channels // groups)
+
+    def group_means(pixels: Array) -> Array:
+        # Over pixels first, which runs along the channels: over strided groups at once a CPU takes
+        # several times as long.
+        means = pixels.mean(axis=1).reshape(grouped).mean(axis=-1, keepdims=True)
+        return jnp.broadcast_to(means, grouped).reshape(batch, channels)
+
+    pixels = x.astype(jnp.float32).reshape(batch, height * width, channels)
+    mean = group_means(pixels)
+    variance = group_means(jnp.square(pixels - mean[:, None]))
+    weight, bias = (jnp.asarray(params[name], jnp.float32) for name in ("weight", "bias"))
+    scale = jax.lax.rsqrt(variance + eps) * weight[None]
+    shift = bias[None] - mean * scale
+    return (pixels * scale[:, None] + shift[:, None]).reshape(x.shape).astype(x.dtype)
 
 
 def attention_spec(channels: int, *, gain: float = 1.0, norm: bool = True) -> Specs:

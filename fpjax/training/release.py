@@ -75,6 +75,8 @@ Made with
     python -m fpjax.training.release --run runs/avatars --out {name}
     fpjax scheme create --metric image --strength 0.07 --out {name}/scheme
 
+The scheme `{name}/robust` is the same at strength 0.3, for files that are recompressed: `scheme-robust/CARD.md`.
+
 The scheme `{name}/pca` is that of the first version: the last 64 of 512 principal
 components, strength 0.35, levels -1 and 1. It stays readable, as do registries and files made with it.
 
