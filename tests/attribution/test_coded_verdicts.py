@@ -18,9 +18,9 @@ from tests import toys
 from tests.attribution.test_decision import _solution
 
 CODES = (
-    BCH(63, 45, secret_mask(63)),
+    BCH(63, 45, "f6ad440ead6bc0f4"),
     BCH(64, 36),
-    Repetition(13, 5, secret_mask(65)),
+    Repetition(13, 5, "42263ae29224ee1e00"),
     Repetition(20, 3),
 )
 
