@@ -151,7 +151,8 @@ def wilson_interval(hits: int, count: int, z: float = 1.96) -> tuple[float, floa
     share, spread = hits / count, z * z / count
     centre = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Of none or all, rounding may leave the share itself outside.
+    return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
 
 
 def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
