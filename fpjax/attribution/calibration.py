@@ -19,11 +19,11 @@ from fpjax.fingerprint.block_basis import BlockBasis
 from fpjax.fingerprint.calibration import Calibration, LinearStart
 from fpjax.fingerprint.decode import decode_images
 from fpjax.fingerprint.embed import embed, generate, project
-from fpjax.fingerprint.keys import level_range, sample_keys, to_symbols
+from fpjax.fingerprint.keys import sample_keys, to_symbols
 from fpjax.fingerprint.scheme import Scheme
 from fpjax.inversion.encoder_reader import EncoderReader, fit_encoder_reader
 from fpjax.inversion.problem import Problem
-from fpjax.inversion.readers import Reader, read_files
+from fpjax.inversion.readers import LEAST_EXPLAINED, Reader, read_files
 from fpjax.inversion.solution import Status
 from fpjax.inversion.solvers.base import Solver
 from fpjax.inversion.solvers.default import default_solver
@@ -32,14 +32,12 @@ from fpjax.inversion.starts import (
     encoder_starts,
     fit_linear_start,
     linear_read_out,
+    natural_spread,
 )
 from fpjax.io.images import from_uint8, to_uint8
 
 NUM_INVERTED_IMAGES = 16
 NUM_READ_IMAGES = 1000
-
-_LEAST_RATIO = 1.5
-"""Noise ratio that counts as explained at least: 1 is noise alone."""
 
 _NUM_COMPARED = 32
 """Files that an encoder and a linear start are compared on."""
@@ -109,7 +107,7 @@ def calibrate(
         start=start,
         observation=problem.observation.name,
         solver=reader.name,
-        max_noise_ratio=_LEAST_RATIO,
+        max_noise_ratio=LEAST_EXPLAINED,
         own_noise_ratio=1.0,
         num_start_images=0 if start is None else num_start_images,
         num_inverted_images=num_inverted_images,
@@ -134,7 +132,7 @@ def calibrate(
     largest = float(own.noise_ratio[solved].max())
     return scheme.replace(
         calibration=dataclasses.replace(
-            fitted, max_noise_ratio=max(_LEAST_RATIO, 2 * largest), own_noise_ratio=largest
+            fitted, max_noise_ratio=max(LEAST_EXPLAINED, 2 * largest), own_noise_ratio=largest
         )
     )
 
@@ -144,11 +142,10 @@ def _chosen_start(scheme: Scheme, key, num_images: int, progress) -> LinearStart
 
     For bases in blocks the encoder is taken unseen: a linear start of their size is not kept.
     """
-    has_encoder = scheme.generator.encode is not None
-    if has_encoder and isinstance(scheme.basis, BlockBasis):
-        return None
-    if not has_encoder:
+    if scheme.generator.encode is None:
         return fit_linear_start(scheme, key, num_images, progress=progress)
+    if isinstance(scheme.basis, BlockBasis):
+        return None
     key_fit, key_latents, key_keys = jax.random.split(key, 3)
     start = fit_linear_start(scheme, key_fit, num_images, progress=progress)
     plain = scheme.without_calibration()
@@ -159,9 +156,7 @@ def _chosen_start(scheme: Scheme, key, num_images: int, progress) -> LinearStart
     # Any symbols, also those that are no code's word.
     files = from_uint8(to_uint8(decode_images(scheme.generator, embed(plain, alpha, keys))))
     truth = np.concatenate([alpha, to_symbols(keys, scheme.levels)], axis=1)
-    _, half = level_range(scheme.levels)
-    natural = np.maximum(scheme.alpha_std, 1e-6 * scheme.alpha_std.max(initial=1e-30))
-    spread = np.concatenate([natural, np.full(scheme.num_symbols, half)])
+    spread = natural_spread(scheme)
 
     def error(found: np.ndarray) -> float:
         return float(np.median(np.square((found - truth) / spread[None]).sum(axis=1)))

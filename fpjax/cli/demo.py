@@ -79,6 +79,7 @@ def main(args: argparse.Namespace) -> int:
 
     from fpjax import zoo
     from fpjax.attribution.files import attribute
+    from fpjax.attribution.pictures import read_picture
     from fpjax.attribution.registry import Registry
     from fpjax.cli.demo_page import Row, write_page
     from fpjax.fingerprint.basis import sample_latents
@@ -142,9 +143,10 @@ def main(args: argparse.Namespace) -> int:
             progress("attributing", 0, len(rows))
             for first in range(0, len(rows), _BATCH):
                 batch = rows[first : first + _BATCH]
+                pictures = [read_picture(row.path, scheme.generator.image_shape) for row in batch]
                 found = attribute(
                     scheme,
-                    [row.path for row in batch],
+                    pictures,
                     registry,
                     progress=lambda done, _, first=first: progress(
                         "attributing", first + done, len(rows)
@@ -153,8 +155,8 @@ def main(args: argparse.Namespace) -> int:
                 assert found.verdicts is not None  # there is a registry
                 found_keys.extend(found.keys)
                 readers.add(found.solver)
-                for row, verdict in zip(batch, found.verdicts, strict=True):
-                    row.image, row.verdict = load_image(row.path), verdict
+                for row, picture, verdict in zip(batch, pictures, found.verdicts, strict=True):
+                    row.image, row.verdict = picture.pixels, verdict
 
     count = len(owners)
     decoded = np.stack(found_keys[:count])

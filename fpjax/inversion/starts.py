@@ -282,6 +282,13 @@ def encoder_starts(
     return np.concatenate([found[:, : scheme.num_alpha], symbols], axis=1)
 
 
+def natural_spread(scheme: Scheme) -> Float[np.ndarray, " unknowns"]:
+    """Standard deviation of the unknowns (K,) over files with random keys, alpha first, above 0."""
+    _, half = level_range(scheme.levels)
+    alpha = np.maximum(scheme.alpha_std, 1e-6 * scheme.alpha_std.max(initial=1e-30))
+    return np.concatenate([alpha, np.full(scheme.num_symbols, half, np.float32)])
+
+
 def fit_linear_start(
     scheme: Scheme,
     key: PRNGKeyArray,
@@ -311,11 +318,7 @@ def fit_linear_start(
     latents = sample_latents(scheme.generator, key_latents, count * batch)
     latents = latents.reshape(-1, *scheme.generator.latent_shape)
     keys = sample_keys(key_keys, count * batch, scheme.key_length)
-    _, half = level_range(scheme.levels)
-    spread = np.concatenate(
-        [np.maximum(scheme.alpha_std, 1e-6 * scheme.alpha_std.max(initial=1e-30)),
-         np.full(scheme.num_symbols, half, np.float32)]
-    )  # fmt: skip
+    spread = natural_spread(scheme)
     simulate, reduce = jax.jit(type(observation).simulate), jax.jit(low_pass)
     gram: Any = None
     cross: Any = None

@@ -38,7 +38,8 @@ def test_it_reads_most_bits_in_one_pass_and_more_in_several(scheme, reader, file
     once = fit_encoder_reader(scheme, jax.random.key(1), 600, rereadings=0)
     one_pass = (once.read(scheme, images).keys == keys).mean()
     found = reader.read(scheme, images)
-    assert 0.85 < one_pass < (found.keys == keys).mean()
+    # 200 files of 12 bits, as docs/first_stages.md has them.
+    assert 0.85 < one_pass < 0.95 and (found.keys == keys).mean() > 0.99
     assert (found.steps == 0).all() and (found.residual < 0.2).all()
     assert (found.status == Status.SOLVED).mean() > 0.85
 
