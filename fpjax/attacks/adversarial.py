@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fpjax.attacks.base import AttackError, image_keys, round_to_uint8
+from fpjax.models.canonical import canonical_convolutions
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,7 +105,8 @@ def _search(decode, steps, params, latents, key, budget, scale):
         return jnp.sqrt(energy(displacement)[1] / pixels)
 
     def step(_, displacement):
-        gradient, each = jax.grad(energy, has_aux=True)(displacement)
+        slope = canonical_convolutions(jax.grad(energy, has_aux=True))
+        gradient, each = slope(displacement)
         norm = jnp.square(gradient).reshape(gradient.shape[0], -1).sum(1)
         # Polyak's step for a function whose least value is 0: no step size to choose.
         step_size = each / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny)

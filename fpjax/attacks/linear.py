@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from fpjax.attacks.base import AttackError
+from fpjax.precision import full_precision
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -54,6 +55,7 @@ def gain_offset(images, gain, offset) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="size")
+@full_precision
 def gaussian_blur(images, sigma, size: int = 25) -> jax.Array:
     """Convolution with `size` x `size` samples of a Gaussian, edges mirrored without repetition.
 
@@ -126,6 +128,7 @@ _KERNELS = {
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "filter"))
+@full_precision
 def resize(images, shape: tuple[int, int], filter: str = "bicubic", box=None) -> jax.Array:
     """Resizes a window of the images to `shape`, antialiased where it shrinks, as Pillow does.
 
@@ -167,6 +170,7 @@ def _resampling(length: int, count: int, start, stop, filter: str) -> jax.Array:
 
 
 @jax.jit
+@full_precision
 def shift(images, down, right) -> jax.Array:
     """Moves the images by any fraction of pixels; what comes in repeats the edge.
 
@@ -195,6 +199,7 @@ def shift(images, down, right) -> jax.Array:
 
 
 @jax.jit
+@full_precision
 def rotate(images, degrees, fill: float = -1.0) -> jax.Array:
     """Rotates counter-clockwise about the centre, as the attack `Rotate` with "bicubic".
 

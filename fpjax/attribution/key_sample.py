@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fpjax.fingerprint.energy import Feedback, Quadratic, decision_feedback, indefiniteness
+from fpjax.precision import full_precision
 
 NUM_PROPOSALS = 8
 _COLDEST = 2.0
@@ -200,6 +201,7 @@ def _chunks(counts: np.ndarray, num_samples: int) -> tuple[np.ndarray, np.ndarra
 
 
 @jax.jit
+@full_precision
 def _draw(labels, noise, ordered_gain, ordered_offset, order, gain, offset, information, linear):
     """Energies and logarithms of weights of keys, (C, 128) each, in float64.
 

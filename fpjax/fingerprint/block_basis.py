@@ -26,6 +26,7 @@ from jaxtyping import Array, Float, Int
 from fpjax.errors import InputError
 from fpjax.fingerprint.basis import Basis, Metric
 from fpjax.models.generator import static
+from fpjax.precision import full_precision
 
 Transform = Literal["dct", "channels", "none"]
 
@@ -214,6 +215,7 @@ class BlockBasis:
 
 
 @jax.jit
+@full_precision
 def _dense(basis: BlockBasis) -> tuple[Array, Array]:
     unit = jnp.eye(len(basis), dtype=jnp.float32)
     directions = basis.latents(unit) - jnp.asarray(basis.mean)[None]
@@ -240,6 +242,7 @@ def check_grid(grid: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
+@full_precision
 def blocks_of(transform: Transform, grid: tuple[int, int, int], flat: Array) -> Array:
     """`to_blocks`, compiled."""
     return to_blocks(transform, grid, flat)

@@ -9,6 +9,7 @@ from jaxtyping import Float, PRNGKeyArray, UInt8
 
 from fpjax.io.images import to_uint8
 from fpjax.models.generator import Generator
+from fpjax.precision import full_precision
 
 Array = jax.Array
 
@@ -16,6 +17,7 @@ BATCH = 64
 
 
 @jax.jit
+@full_precision
 def _decode(generator: Generator, latents: Array) -> Array:
     return jnp.clip(generator.decode(generator.params, latents), -1, 1)
 

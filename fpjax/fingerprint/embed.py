@@ -18,6 +18,7 @@ from fpjax.fingerprint.decode import decode_images
 from fpjax.fingerprint.keys import check_keys
 from fpjax.fingerprint.scheme import Scheme
 from fpjax.io.images import save_image, to_uint8
+from fpjax.precision import full_precision
 
 Array = jax.Array
 
@@ -85,11 +86,13 @@ def _normal(key: Array, shape: tuple[int, int]) -> Array:
 
 
 @jax.jit
+@full_precision
 def _project(scheme: Scheme, latents: Array) -> Array:
     return scheme.project(latents)
 
 
 @jax.jit
+@full_precision
 def _latents_of(scheme: Scheme, alpha: Array, symbols: Array) -> Array:
     return scheme.latents_of(alpha, symbols)
 

@@ -22,7 +22,9 @@ from jaxtyping import Float, PRNGKeyArray
 from fpjax.errors import InputError
 from fpjax.fingerprint.basis import centre
 from fpjax.fingerprint.block_basis import BlockBasis, blocks_of, check_grid, from_blocks, to_blocks
+from fpjax.models.canonical import canonical_convolutions
 from fpjax.models.generator import Generator
+from fpjax.precision import full_precision
 
 Array = jax.Array
 
@@ -85,6 +87,7 @@ def grid_metric(
 
 
 @jax.jit
+@full_precision
 def _probe(generator: Generator, latents: Array, key: Array) -> tuple[Array, Array]:
     grid = check_grid(generator.latent_shape)
     shape = (latents.shape[0], grid[0] * grid[1], grid[2])
@@ -97,7 +100,7 @@ def _probe(generator: Generator, latents: Array, key: Array) -> tuple[Array, Arr
             return generator.decode(generator.params, flat.reshape(1, *grid))[0].reshape(-1)
 
         _, push = jax.linearize(picture, latent)
-        pull = jax.linear_transpose(push, latent)
+        pull = canonical_convolutions(jax.linear_transpose(push, latent))
         seen = push(from_blocks("dct", grid, probe[None])[0])
         return to_blocks("dct", grid, pull(seen)[0][None])[0]
 

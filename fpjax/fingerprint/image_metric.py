@@ -27,6 +27,7 @@ from jaxtyping import Float
 from fpjax.fingerprint.basis import Basis, Metric, centre, row_signs
 from fpjax.models.generator import Generator
 from fpjax.models.jacobian import DEFAULT_MEMORY, block_size, jacobian_rows, tangent_bytes
+from fpjax.precision import full_precision
 
 REGULARISATION = 1e-6
 """Added to the metric's diagonal, as a share of its mean: directions in which no image changes get
@@ -79,6 +80,7 @@ def _seen(latent: jax.Array, generator: Generator, lpips: Any) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=3)
+@full_precision
 def _rows(latent: jax.Array, generator: Generator, lpips: Any, block: int) -> jax.Array:
     tangents = jnp.eye(generator.latent_size, dtype=jnp.float32)
     seen = functools.partial(_seen, generator=generator, lpips=lpips)

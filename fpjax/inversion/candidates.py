@@ -31,7 +31,9 @@ from fpjax.inversion.observation import noise_ratio
 from fpjax.inversion.prior import GaussianPrior
 from fpjax.inversion.problem import Problem, check_images
 from fpjax.inversion.solution import Solution
+from fpjax.models.canonical import canonical_convolutions
 from fpjax.models.jacobian import DEFAULT_MEMORY, tangent_bytes
+from fpjax.precision import full_precision
 
 Array = jax.Array
 
@@ -205,6 +207,7 @@ def _lanes(problem: Problem, steps: int, memory: int, count: int) -> int:
 
 
 @functools.partial(jax.jit, static_argnums=3)
+@full_precision
 def _linearise(problem: Problem, unknowns: Array, target: Array, block: int) -> _Shared:
     residual, rows = linearise(problem, unknowns, target, 0.0, block, "float32")
     free = problem.scheme.num_alpha
@@ -246,6 +249,7 @@ class _Lane(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=(5, 6))
+@full_precision
 def _refine(problem, shared: _Shared, symbols, target, tolerance, steps: int, polish: int):
     """Costs, what is left, noise ratios and steps of candidates (C, L), each (C,)."""
 
@@ -320,7 +324,7 @@ def _polish(problem, shared: _Shared, candidate, target, tolerance, polish: int,
         return _evaluate(problem, shared, alpha, candidate, target)[1]
 
     def gradient(alpha):
-        _, slope = jax.value_and_grad(cost_of)(alpha)
+        _, slope = canonical_convolutions(jax.value_and_grad(cost_of))(alpha)
         slope = jnp.where(jnp.all(jnp.isfinite(slope)), slope, jnp.zeros_like(slope))
         newton = _newton(shared, slope)
         return slope, newton, 0.5 * slope @ newton

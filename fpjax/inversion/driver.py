@@ -29,6 +29,7 @@ from fpjax.inversion.solution import RUNNING, Solution, Status
 from fpjax.inversion.solvers.base import Solver
 from fpjax.inversion.solvers.default import default_solver
 from fpjax.models.jacobian import DEFAULT_MEMORY
+from fpjax.precision import full_precision
 
 Array = jax.Array
 Progress = Callable[[int, int], None]
@@ -236,6 +237,7 @@ def _sharded(placed: _Placed, function: Callable) -> Callable:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@full_precision
 def _init(solver: Solver, placed: _Placed, chunk: int, problem: Problem, wave: Wave) -> Wave:
     def local(problem, wave):
         def image(operands):
@@ -290,6 +292,7 @@ def _begin(solver, placed: _Placed, chunk: int, problem, targets, starts) -> Wav
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(5,))
+@full_precision
 def _round(
     solver: Solver, placed: _Placed, chunk: int, plan: int, problem: Problem, wave: Wave
 ) -> Wave:
@@ -334,6 +337,7 @@ def _round(
 
 
 @functools.partial(jax.jit, static_argnums=0)
+@full_precision
 def _estimates(solver: Solver, problem: Problem, wave: Wave, wanted: Array):
     """The best lane of each image: (estimate, status, steps, pixel residual where wanted)."""
 

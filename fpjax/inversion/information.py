@@ -23,6 +23,7 @@ from jaxtyping import Float, Shaped
 from fpjax.inversion.prior import GaussianPrior
 from fpjax.inversion.problem import Problem, check_images
 from fpjax.models.jacobian import DEFAULT_MEMORY, block_size, jacobian_rows, tangent_bytes
+from fpjax.precision import full_precision
 
 Array = jax.Array
 
@@ -102,6 +103,7 @@ def alpha_precision(problem: Problem) -> Array:
 
 
 @functools.partial(jax.jit, static_argnums=3)
+@full_precision
 def _key_information(problem: Problem, unknowns: Array, targets: Array, block: int):
     precision = alpha_precision(problem)
     num_alpha = problem.scheme.num_alpha

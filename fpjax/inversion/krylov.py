@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from fpjax.inversion.information import KeyInformation, alpha_precision
 from fpjax.inversion.problem import Problem
+from fpjax.models.canonical import canonical_convolutions
 
 Array = jax.Array
 Product = Callable[[Array], Array]
@@ -41,7 +42,7 @@ def linearised(problem: Problem, unknowns: Array, target: Array, leak: Array | f
         return problem.residual(point, target, leak)
 
     value, push = jax.linearize(residual, unknowns)
-    transposed = jax.linear_transpose(push, unknowns)
+    transposed = canonical_convolutions(jax.linear_transpose(push, unknowns))
     return Linearised(value, push, lambda u: transposed(u)[0])
 
 

@@ -291,6 +291,16 @@ def noise_ratio(observation: Observation, image: Array, target: Array) -> Array:
     return jnp.sqrt(jnp.sum(weight * residual**2) / jnp.maximum(jnp.sum(weight), 1))
 
 
+def relative_noise(observation: Observation) -> Array:
+    """Noise of a pixel, about, in units of what rounding to 8 bits leaves; 1 where it says nothing.
+
+    >>> float(relative_noise(Rounded8Bit()))
+    1.0
+    """
+    std = getattr(observation, "pixel_std", ROUNDING_STD)
+    return jnp.maximum(jnp.asarray(std, jnp.float32) / ROUNDING_STD, 1.0)
+
+
 def pixel_residual(image: Array, target: Array) -> Array:
     """Root-mean-square difference of unsaturated pixels on [-1, 1], (): the same for every
     observation, for people to compare."""

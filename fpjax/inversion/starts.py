@@ -24,6 +24,7 @@ from fpjax.inversion.broyden import descend
 from fpjax.inversion.observation import ROUNDING_STD, Observation, Rounded8Bit
 from fpjax.inversion.prior import GaussianPrior
 from fpjax.inversion.problem import Problem
+from fpjax.precision import full_precision
 
 Array = jax.Array
 
@@ -78,6 +79,7 @@ def low_pass(images: Array) -> Array:
 
 
 @jax.jit
+@full_precision
 def _read(images: Array, weight: Array, bias: Array) -> Array:
     return low_pass(images) @ weight.astype(jnp.float32) + bias[None]
 
@@ -186,6 +188,7 @@ def _extrapolated(unknowns: Array, gaps: Array, past: Array, past_gaps: Array, k
 
 
 @functools.partial(jax.jit, static_argnums=2)
+@full_precision
 def _read_again(scheme: Scheme, images: Array, rereadings: int) -> tuple[Array, Array]:
     """Unknowns (B, K), and the root mean square (B,) of what the picture that they make leaves."""
     encode, params = scheme.generator.encode, scheme.generator.params

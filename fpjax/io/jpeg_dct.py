@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fpjax.errors import InputError
+from fpjax.precision import full_precision
 
 # JFIF: full-range luma and chroma of ITU-R BT.601; rows are Y, Cb, Cr.
 YCBCR_FROM_RGB = np.array(
@@ -191,6 +192,7 @@ class JpegLayout:
 
 
 @functools.partial(jax.jit, static_argnames="layout")
+@full_precision
 def jpeg_coefficients(images: jax.Array, layout: JpegLayout) -> jax.Array:
     """DCT coefficients of the blocks of a picture, before quantisation.
 
@@ -237,6 +239,7 @@ def jpeg_coefficients(images: jax.Array, layout: JpegLayout) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames=("layout", "channels"))
+@full_precision
 def jpeg_pixels(coefficients: jax.Array, layout: JpegLayout, channels: int = 3) -> jax.Array:
     """The picture that coefficients stand for, before it is clipped and rounded.
 

@@ -20,6 +20,7 @@ from fpjax.fingerprint.scheme import Scheme
 from fpjax.inversion.observation import ROUNDING_STD
 from fpjax.models.generator import Generator
 from fpjax.models.jacobian import DEFAULT_MEMORY, block_size, jacobian_rows, tangent_bytes
+from fpjax.precision import full_precision
 
 NUM_LATENTS = 32
 DRAWS = 96
@@ -30,6 +31,7 @@ _EDGE = 1 - 1 / 255
 
 
 @functools.partial(jax.jit, static_argnums=2)
+@full_precision
 def _gram(generator: Generator, latent: jax.Array, block: int) -> jax.Array:
     """J J^T over unsaturated pixels, (D, D)."""
 

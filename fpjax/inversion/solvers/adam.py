@@ -20,6 +20,7 @@ from fpjax.inversion.problem import Problem
 from fpjax.inversion.solution import RUNNING, Status
 from fpjax.inversion.solvers.base import Estimate
 from fpjax.inversion.starts import latin_hypercube_starts
+from fpjax.models.canonical import canonical_convolutions
 from fpjax.models.jacobian import tangent_bytes
 
 Array = jax.Array
@@ -136,7 +137,7 @@ class Adam:
         def body(i, carry):
             # Under vmap all lanes go round the loop together: those that are done stand still.
             unknowns, memory = carry
-            gradient = jax.grad(problem.cost)(unknowns, target)
+            gradient = canonical_convolutions(jax.grad(problem.cost))(unknowns, target)
             with jax.numpy_dtype_promotion("standard"):  # optax mixes types
                 updates, next_memory = optimizer.update(gradient, memory)
             moved = problem.bounded(unknowns + updates), next_memory

@@ -29,7 +29,8 @@ from fpjax.inversion.information import (
     profile,
     tangents_in_block,
 )
-from fpjax.inversion.observation import LEAK
+from fpjax.inversion.observation import LEAK, relative_noise
+from fpjax.inversion.polish import polish
 from fpjax.inversion.prior import GaussianPrior
 from fpjax.inversion.problem import Problem
 from fpjax.inversion.solution import RUNNING, Status
@@ -91,6 +92,8 @@ class LevenbergMarquardt:
     Attributes:
       max_steps: Jacobians an image may cost.
       inner_steps: steps taken with each Jacobian, at most.
+      polish_steps: steps with exact slopes after those, at most, where a file is noisier than
+        rounding makes it.
       tolerance: nats an unknown; where a fresh Jacobian promises less than this times K, a lane has
         converged. Noise lets the cost at a solution fall below that at the truth by half a nat an
         unknown, so that the default leaves a few percent of that. The information about the key
@@ -123,6 +126,7 @@ class LevenbergMarquardt:
 
     max_steps: int = 20
     inner_steps: int = 48
+    polish_steps: int = 40
     tolerance: float = 0.02
     near: float = 1.0
     solved_ratio: float = 1.3
@@ -222,6 +226,9 @@ class LevenbergMarquardt:
         gram = product(rows, rows.T)
         gradient = product(rows, residual) + precision * (state.unknowns - mean)
         promise = 0.5 * gradient @ solve(gram + jnp.diag(precision), gradient)
+        there = promise < self.tolerance * problem.num_unknowns
+        noisy = relative_noise(problem.observation) > 1
+        close = noisy & (state.ratio <= _NEAR) & ~there
 
         # What the model cannot explain yet counts as noise, so that the prior weighs more than at
         # the end: unknowns that run off to fit what only better ones explain do not come back.
@@ -244,7 +251,7 @@ class LevenbergMarquardt:
             jnp.minimum(state.damping, 1),
             bounded=problem.bounded,
             steps=self.inner_steps,
-            already=promise < self.tolerance * problem.num_unknowns,
+            already=there,
             gram=gram,
         )
         # The key's information has no prior on the symbols; what alpha's adds stays.
@@ -256,13 +263,25 @@ class LevenbergMarquardt:
             num_alpha,
         )
         untempered = end.cost - heat * problem.prior.penalty(problem.scheme, end.unknowns)
+
+        def exact(unknowns):
+            return evaluate(problem, unknowns, target, 0.0)[1]
+
+        def polished():
+            curvature, most = end.gram + jnp.diag(precision), self.polish_steps
+            found = polish(exact, end.unknowns, curvature, most, bounded=problem.bounded)
+            return found.unknowns, *evaluate(problem, found.unknowns, target, 0.0)[1:]
+
+        unknowns, reached, ratio = jax.lax.cond(
+            close, polished, lambda: (end.unknowns, untempered, end.ratio)
+        )
         after = LaneState(
-            unknowns=end.unknowns,
+            unknowns=unknowns,
             damping=end.damping,
-            cost=untempered,
-            ratio=end.ratio,
+            cost=reached,
+            ratio=ratio,
             promise=promise,
-            shrink=end.cost / jnp.maximum(cost, 1e-6),
+            shrink=jnp.where(close, reached, end.cost) / jnp.maximum(cost, 1e-6),
             tempered=heat > 0,
             settled=(end.gain <= SETTLED) & (state.ratio <= _NEAR),
             information=information,
@@ -290,7 +309,8 @@ class LevenbergMarquardt:
         """See `Solver`."""
         finite = jnp.isfinite(state.cost) & jnp.isfinite(state.ratio)
         promise = state.promise / problem.num_unknowns
-        enough = (promise < self.tolerance) | ((promise < self.near) & state.settled)
+        near = self.near / relative_noise(problem.observation) ** 2
+        enough = (promise < self.tolerance) | ((promise < near) & state.settled)
         converged = enough & (state.steps > 0)
         hopeless = (
             (state.steps >= self.hopeless_after)
