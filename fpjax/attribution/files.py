@@ -61,12 +61,16 @@ from fpjax.inversion.readers import (
 )
 from fpjax.inversion.solution import Solution
 from fpjax.inversion.solvers.default import default_solver
+from fpjax.inversion.solvers.levenberg_marquardt import LevenbergMarquardt
 from fpjax.models.jacobian import DEFAULT_MEMORY
 
 Reading = Literal["file", "auto"]
 
 _ROUNDING = 0.0035
 """Residual of a rough fit up to which nothing but rounding to 8 bits is left: 1.5 times that."""
+
+_STALLED_AFTER = 3
+"""Jacobians after which a picture that is not explained and hardly moves is read otherwise."""
 
 
 def attribute(
@@ -145,10 +149,11 @@ def attribute(
             f"{registry.path} belongs to scheme {registry.scheme_id}, the images are read with "
             f"{scheme.id}"
         )
-    reader = _Reader(scheme, solver, memory, mesh, progress, len(pictures))
+    auto = observation == "auto"
+    reader = _Reader(scheme, solver, memory, mesh, progress, len(pictures), brief=auto)
     first = reader.read([stated(picture, shape) for picture in pictures], pictures)
     readings = [first]
-    if observation == "auto":
+    if auto:
         rows = np.flatnonzero(~(first.solution.noise_ratio <= first.limits))
         if len(rows):
             readings.append(_second(reader, pictures, first, rows))
@@ -194,6 +199,8 @@ class _Reader:
     mesh: Mesh | None
     progress: Callable[[int, int], None] | None
     count: int
+    brief: bool = False
+    """Whether to give up soon what is not explained: there are other explanations to try."""
 
     names: list[str] = dataclasses.field(default_factory=list)
     """Of the readers and solvers that took part."""
@@ -207,14 +214,19 @@ class _Reader:
     def chosen(self, problem: Problem) -> Reader:
         """Who reads a problem's files first."""
         if self.solver is None:
-            return default_reader(problem)
+            return self._briefly(default_reader(problem))
         return where_it_reads(self.solver, problem)
 
     def inversion(self, problem: Problem) -> Reader:
         """Who looks again."""
         if self.solver is None or isinstance(self.solver, EncoderReader):
-            return default_solver(problem.scheme)
+            return self._briefly(default_solver(problem.scheme))
         return self.solver
+
+    def _briefly(self, reader: Reader) -> Reader:
+        if self.brief and isinstance(reader, LevenbergMarquardt):
+            return dataclasses.replace(reader, stalled_after=_STALLED_AFTER)
+        return reader
 
     def invert(
         self, observations, pictures, choose: Callable[[Problem], Reader], starts=None
@@ -280,7 +292,18 @@ def _second(reader: _Reader, pictures: list[Picture], first: _Readings, rows) ->
         sized(picture, shape, with_noise(jpeg, 0.0 if known else COARSE_NOISE))
         for picture, jpeg, known in zip(chosen, jpegs, believed, strict=True)
     ]
-    rough, _ = reader.invert(coarse, chosen, reader.inversion)
+    rough, limits = reader.invert(coarse, chosen, reader.inversion)
+    doubted = np.flatnonzero(believed & ~(rough.noise_ratio <= limits))
+    if len(doubted):
+        # It was no JPEG, or more has happened since.
+        believed[doubted] = False
+        for i in doubted:
+            jpegs[i], histories[i] = None, ""
+        noisy = [sized(chosen[i], shape, with_noise(None, COARSE_NOISE)) for i in doubted]
+        other, _ = reader.invert(noisy, [chosen[i] for i in doubted], reader.inversion)
+        order = np.arange(len(chosen))
+        order[doubted] = len(chosen) + np.arange(len(doubted))
+        rough = Solution.concatenate([rough, other]).take(order)
     observations, guessed = [], ~believed
     for i, (picture, jpeg) in enumerate(zip(chosen, jpegs, strict=True)):
         if believed[i]:

@@ -142,9 +142,10 @@ def invert_iter(
     problem = placed.put_everywhere(problem.prepared())
     devices = mesh.devices.size
     lanes = starts.shape[1]
-    plan = solver.plan(problem, memory)
     wave_size = devices * min(_WAVE, 1 << (-(-count // devices) - 1).bit_length())
     chunks = _chunk_sizes(solver, problem, memory, wave_size // devices * lanes)
+    # The lanes of a round share what memory there is.
+    plans = {size: solver.plan(problem, memory // size) for size in chunks}
     done = 0
     for first in range(0, count, wave_size):
         rows = np.arange(first, min(first + wave_size, count))
@@ -172,7 +173,7 @@ def invert_iter(
                 break
             waiting = (status == RUNNING).reshape(lanes, devices, -1).sum(axis=(0, 2)).max()
             chunk = next((size for size in chunks if size <= waiting), chunks[-1])
-            wave = _round(solver, placed, chunk, plan, problem, wave)
+            wave = _round(solver, placed, chunk, plans[chunk], problem, wave)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -70,8 +70,8 @@ def polish(
       steps: at most this many slopes; traced, so that a lane may want none.
       bounded: keeps unknowns where they may be.
 
-    >>> valley = lambda x: 50 * (x[1] - x[0] ** 2) ** 2 + 0.5 * (1 - x[0]) ** 2
-    >>> end = polish(valley, jnp.zeros(2), 50 * jnp.eye(2), 40, bounded=lambda x: x)
+    >>> valley = lambda x: jnp.cosh(x - 1).sum()
+    >>> end = polish(valley, jnp.zeros(2), jnp.eye(2), 40, bounded=lambda x: x)
     >>> end.unknowns.round(1).tolist()
     [1.0, 1.0]
     """

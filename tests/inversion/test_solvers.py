@@ -218,9 +218,7 @@ def test_a_jacobian_taken_near_the_solution_is_the_last():
     """Inner steps reach the same minimum as a fresh Jacobian would, and the information stands."""
     scheme = toys.scheme(toys.generator(toys.curved_decode, scale=0.1))
     made = fpjax.generate(scheme, jax.random.key(2), _keys())
-    observation = Gaussian(0.02)
-    files = observation.simulate(jax.random.key(3), jnp.asarray(made.float_images))
-    problem, starts = Problem(scheme, observation), toys.starts(scheme)
+    files, problem, starts = made.images, Problem(scheme), toys.starts(scheme)
     near = fpjax.invert(problem, files, starts=starts)
     fresh = fpjax.invert(problem, files, LevenbergMarquardt(near=0), starts=starts)
     assert near.steps.sum() < fresh.steps.sum()

@@ -268,7 +268,9 @@ class LevenbergMarquardt:
             return evaluate(problem, unknowns, target, 0.0)[1]
 
         def polished():
-            curvature, most = end.gram + jnp.diag(precision), self.polish_steps
+            # Under vmap both branches are taken, and lanes that want no steps cost none.
+            most = jnp.where(close, self.polish_steps, 0)
+            curvature = end.gram + jnp.diag(precision)
             found = polish(exact, end.unknowns, curvature, most, bounded=problem.bounded)
             return found.unknowns, *evaluate(problem, found.unknowns, target, 0.0)[1:]
 
