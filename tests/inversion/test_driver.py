@@ -87,6 +87,20 @@ def test_chunks_shrink_to_the_memory_budget(scheme):
     assert large > small >= none == 1
 
 
+def test_lanes_of_a_round_share_the_memory(scheme, images):
+    asked = []
+
+    class Asking(Adam):
+        def plan(self, problem, memory):
+            asked.append(memory)
+            return super().plan(problem, memory)
+
+    solver = Asking(num_steps=1)
+    fpjax.invert(Problem(scheme), images[:8], solver, starts=toys.starts(scheme), memory=1 << 24)
+    sizes = driver._chunk_sizes(solver, Problem(scheme), 1 << 24, 8)
+    assert sizes[0] > 1 and asked == [(1 << 24) // size for size in sizes]
+
+
 def test_other_arrays_of_the_same_shapes_compile_nothing(scheme, images):
     """Another strength, basis, weights and number of images run the programs of the first."""
     starts = toys.starts(scheme)

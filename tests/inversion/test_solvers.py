@@ -228,6 +228,21 @@ def test_a_jacobian_taken_near_the_solution_is_the_last():
     np.testing.assert_allclose(near.information, fresh.information, atol=0.1 * scale)
 
 
+def test_noisy_files_are_followed_to_their_solution():
+    """Exact slopes end where a fresh Jacobian promises nothing; those of a stale one do not."""
+    scheme = toys.scheme(toys.generator(toys.curved_decode, scale=0.3))
+    made = fpjax.generate(scheme, jax.random.key(2), _keys())
+    observation = Gaussian(0.1)
+    files = np.asarray(observation.simulate(jax.random.key(3), jnp.asarray(made.float_images)))
+    problem, starts = Problem(scheme, observation), toys.starts(scheme)
+    found = fpjax.invert(problem, files, starts=starts)
+    # One Jacobian after another, to the end.
+    settings = {"near": 0.0, "tolerance": 1e-6, "polish_steps": 0, "max_steps": 60}
+    best = fpjax.invert(problem, files, LevenbergMarquardt(**settings), starts=starts)
+    assert (found.loss < best.loss + 0.05).all(), (found.loss, best.loss)
+    assert found.steps.sum() < best.steps.sum()
+
+
 def test_calibration_makes_the_start_nearer_by_forward_passes():
     scheme = toys.scheme(toys.generator(toys.curved_decode, scale=0.1))
     scheme = fpjax.calibrate(scheme, jax.random.key(4), num_start_images=500, num_inverted_images=2)
