@@ -25,6 +25,9 @@ COARSE_NOISE = 0.1
 
 _BELIEVED = 0.75
 """Share of pixels that recovered coefficients must give back."""
+_FINEST = 2
+"""Largest step that a JPEG must have: one whose steps are all 1 looks like rounding, and half of all
+small pictures like one of those."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -130,7 +133,7 @@ def once_jpeg(picture: Picture) -> tuple[Jpeg, str] | None:
     found = estimate_jpeg_tables(picture.pixels)
     if found.status != JpegStatus.STANDARD or found.grid != (0, 0):
         return None
-    if found.layout is None or found.tables is None:
+    if found.layout is None or found.tables is None or found.tables.max() < _FINEST:
         return None
     recovered = recover_coefficients(picture.pixels, found.layout, found.tables)
     if recovered.agreeing < _BELIEVED:

@@ -13,6 +13,7 @@ import fpjax
 from fpjax.attacks import GaussianNoise, Jpeg, Rescale
 from fpjax.attribution import files
 from fpjax.attribution.decision import Reason
+from fpjax.attribution.pictures import Picture, once_jpeg
 from fpjax.errors import InputError
 from fpjax.fingerprint.basis import Basis
 from fpjax.fingerprint.keys import unpack_words
@@ -129,6 +130,17 @@ def test_the_keys_that_were_compared_are_told(scheme, registry, images, found):
         scheme, images, registry, observation="file", key_progress=lambda *place: told.append(place)
     )
     assert told[-1] == (2, 2)
+
+
+@pytest.mark.parametrize("std", [0.0, 0.02, 0.05])
+def test_rounding_and_noise_are_not_taken_for_the_finest_jpeg(std):
+    """Steps of 1 leave what rounding leaves: a recogniser sees quality 100 in half of these."""
+    scheme = fpjax.load_scheme("avatars-stylegan2")
+    keys = fpjax.sample_keys(jax.random.key(0), 12, scheme.key_length)
+    made = fpjax.generate(scheme, jax.random.key(1), keys).float_images
+    noise = std * np.random.default_rng(2).normal(size=made.shape)
+    pixels = np.rint((np.clip(made + noise, -1, 1) + 1) * 127.5).astype(np.uint8)
+    assert all(once_jpeg(Picture(picture)) is None for picture in pixels)
 
 
 def test_a_jpeg_saved_as_png_gives_its_tables_away(scheme, registry, images, found):
