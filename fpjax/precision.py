@@ -3,7 +3,7 @@
 By default a TPU multiplies float32 matrices in bfloat16 passes, and recent GPUs in TF32: an error
 of 1e-3 of an image's range is what rounding to 8 bits leaves, so keys would be read from noise of
 the device's own making. What embeds, reads and judges fingerprints asks for all bits; training and
-drawing from priors do not, and perceptual networks follow the program's setting.
+drawing from priors do not, and perceptual networks that judge quality follow the program's setting.
 """
 
 from __future__ import annotations

@@ -64,6 +64,23 @@ def test_the_whole_way_works_under(switch, plain, tmp_path):
     assert found.soft_bits.dtype == np.float32 and found.information.dtype == np.float32
 
 
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_noisy_files_are_read_under(switch):
+    """What follows such files to their solution is no part of the whole way of clean ones."""
+    scheme = toys.scheme(toys.generator(toys.curved_decode, scale=0.1))
+    starts = toys.starts(scheme)
+    keys = fpjax.sample_keys(jax.random.key(0), 2, 6)
+    made = fpjax.generate(scheme, jax.random.key(1), keys)
+    noise = 0.05 * np.random.default_rng(2).normal(size=made.images.shape)
+    files = np.clip(made.float_images + noise, -1, 1).astype(np.float32)
+    problem = fpjax.Problem(scheme, fpjax.Gaussian(0.05))
+    plain = fpjax.invert(problem, files, starts=starts)
+    with SWITCHES[switch]():
+        found = fpjax.invert(problem, files, starts=starts)
+    np.testing.assert_allclose(found.soft_bits, plain.soft_bits, atol=0.02)
+    assert found.loss.dtype == np.float32 and (found.steps == plain.steps).all()
+
+
 def _read_by_the_encoder(scheme, random):
     settings = {"num_read_images": 64, "num_inverted_images": 2}
     calibrated = fpjax.calibrate(scheme, random[0], encoder_only=True, **settings)

@@ -20,6 +20,7 @@ import numpy as np
 
 from fpjax.attacks.base import AttackError, image_keys, round_to_uint8
 from fpjax.models.canonical import canonical_convolutions
+from fpjax.precision import full_precision
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,6 +87,7 @@ def adversarial(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
+@full_precision
 def _search(decode, steps, params, latents, key, budget, scale):
     pictures = jnp.clip(decode(params, latents), -1, 1)
     pixels = pictures[0].size

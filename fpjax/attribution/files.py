@@ -3,8 +3,8 @@
 `observation="file"` believes the file: a JPEG file is read through its own tables, a picture of
 another size, when asked for, through the filter that changed it, everything else as a lossless
 file. `observation="auto"` goes on where that does not explain the picture: a lossless file that was
-once a JPEG is read through the tables that its pixels give away, and what is left is taken for
-noise of unknown power, before the file was written.
+once a JPEG is read through the tables that its pixels give away, if they explain it; what is left
+is taken for noise of unknown power, before the file was written.
 
 What is tried depends on the picture alone, never on a key, so that its rate stays exact; a picture
 that is read twice is two questions, and its p-value is doubled.
@@ -215,7 +215,8 @@ class _Reader:
         """Who reads a problem's files first."""
         if self.solver is None:
             return self._briefly(default_reader(problem))
-        return where_it_reads(self.solver, problem)
+        reader = where_it_reads(self.solver, problem)
+        return reader if reader is self.solver else self._briefly(reader)
 
     def inversion(self, problem: Problem) -> Reader:
         """Who looks again."""
@@ -279,7 +280,7 @@ def _second(reader: _Reader, pictures: list[Picture], first: _Readings, rows) ->
     for picture in chosen:
         jpeg, words = picture.jpeg, picture.history
         if jpeg is None and (found := once_jpeg(picture)) is not None:
-            jpeg, words = found
+            jpeg, words = found[0], " and ".join(part for part in (found[1], words) if part)
         jpegs.append(jpeg)
         histories.append(words)
     believed = np.array(
@@ -295,10 +296,10 @@ def _second(reader: _Reader, pictures: list[Picture], first: _Readings, rows) ->
     rough, limits = reader.invert(coarse, chosen, reader.inversion)
     doubted = np.flatnonzero(believed & ~(rough.noise_ratio <= limits))
     if len(doubted):
-        # It was no JPEG, or more has happened since.
+        # It was no JPEG, or more has happened: its tables do not explain it.
         believed[doubted] = False
         for i in doubted:
-            jpegs[i], histories[i] = None, ""
+            jpegs[i], histories[i] = None, chosen[i].history
         noisy = [sized(chosen[i], shape, with_noise(None, COARSE_NOISE)) for i in doubted]
         other, _ = reader.invert(noisy, [chosen[i] for i in doubted], reader.inversion)
         order = np.arange(len(chosen))

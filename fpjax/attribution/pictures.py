@@ -26,8 +26,8 @@ COARSE_NOISE = 0.1
 _BELIEVED = 0.75
 """Share of pixels that recovered coefficients must give back."""
 _FINEST = 2
-"""Largest step that a JPEG must have: one whose steps are all 1 looks like rounding, and half of all
-small pictures like one of those."""
+"""The largest of a JPEG's steps is at least this: steps of 1 look like rounding, and half of all
+small pictures as if they had them."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -30,6 +30,7 @@ from fpjax.fingerprint.keys import check_keys
 from fpjax.fingerprint.scheme import Scheme
 from fpjax.models.generator import Generator
 from fpjax.models.stylegan2_generator import StyleGAN2Generator
+from fpjax.precision import full_precision
 
 Array = jax.Array
 
@@ -152,6 +153,7 @@ class _Decode:
     decode: Callable[..., Array]
     complement: bool
 
+    @full_precision
     def __call__(self, params, latents: Array, **options) -> Array:
         flat = latents.reshape(latents.shape[0], -1)
         mapped = (flat @ params["left"]) @ params["right"]
@@ -168,6 +170,7 @@ class _DecodeBlocks:
     transform: Transform
     grid: tuple[int, int, int]
 
+    @full_precision
     def __call__(self, params, latents: Array, **options) -> Array:
         flat = latents.reshape(latents.shape[0], -1)
         values = to_blocks(self.transform, self.grid, flat)
@@ -224,7 +227,11 @@ def _wrapped_blocks(scheme: Scheme, basis: BlockBasis, symbols: np.ndarray) -> G
     alpha = jnp.zeros((1, scheme.num_alpha), jnp.float32)
     shifted = scheme.latents_of(alpha, _stored(symbols)[None]).reshape(-1)
     values = to_blocks(basis.transform, basis.grid, mean[None])
-    kept = from_blocks(basis.transform, basis.grid, jnp.einsum("bns,nst->bnt", values, matrices))
+    kept = from_blocks(
+        basis.transform,
+        basis.grid,
+        jnp.einsum("bns,nst->bnt", values, matrices, precision="highest"),
+    )
     return Generator(
         decode=_DecodeBlocks(generator.decode, basis.transform, basis.grid),
         params={

@@ -30,6 +30,7 @@ from fpjax.fingerprint.rotation import rotated, secret_rotation
 from fpjax.fingerprint.scheme_files import open_scheme, save_scheme
 from fpjax.models.checkpoint import canonical_json
 from fpjax.models.generator import Generator, static
+from fpjax.precision import full_precision
 
 Array = jax.Array
 
@@ -223,6 +224,7 @@ class Scheme:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
+    @full_precision
     def project(self, latents: Float[Array, "batch ..."]) -> Float[Array, "batch coordinates"]:
         """alpha = dual_U (w - mean): natural latents (B, *latent_shape) -> (B, K - L)."""
         flat = jnp.asarray(latents).reshape(latents.shape[0], -1)
@@ -232,6 +234,7 @@ class Scheme:
             jnp.asarray(self.basis.dual)
         )[0].T
 
+    @full_precision
     def read(
         self, latents: Float[Array, "batch ..."]
     ) -> tuple[Float[Array, "batch coordinates"], Float[Array, "batch symbols"]]:
@@ -282,6 +285,7 @@ class Scheme:
         """
         return to_symbols(self.words_of(keys), self.levels)
 
+    @full_precision
     def latents_of(
         self,
         alpha: Float[Array, "batch coordinates"],

@@ -85,12 +85,16 @@ def linearise(
     return jacobian_rows(residual, unknowns, tangents, block=block, dtype=dtype)
 
 
-def tangents_in_block(problem: Problem, memory: int = DEFAULT_MEMORY) -> int:
-    """How many tangents of a problem go through at a time within a memory budget."""
+def bytes_of_tangent(problem: Problem) -> int:
+    """Estimated bytes that one tangent of a problem takes on its way."""
     point = jax.ShapeDtypeStruct((problem.num_unknowns,), jnp.float32)
     target = jax.ShapeDtypeStruct(problem.scheme.generator.image_shape, jnp.float32)
-    each = tangent_bytes(lambda x, problem, y: problem.residual(x, y), point, problem, target)
-    return block_size(problem.num_unknowns, each, memory)
+    return tangent_bytes(lambda x, problem, y: problem.residual(x, y), point, problem, target)
+
+
+def tangents_in_block(problem: Problem, memory: int = DEFAULT_MEMORY) -> int:
+    """How many tangents of a problem go through at a time within a memory budget."""
+    return block_size(problem.num_unknowns, bytes_of_tangent(problem), memory)
 
 
 def alpha_precision(problem: Problem) -> Array:

@@ -31,7 +31,7 @@ _SHORTER = 0.3
 """What a refused step is shortened by."""
 _SHORTEST = 1e-3
 _PARALLEL = 1e-4
-"""Cosine of step and change of slope, in the curvature's metric, below which nothing is learnt."""
+"""Curvature along a step, as a share of what was believed, below which nothing is learnt."""
 
 
 class Polished(NamedTuple):
@@ -67,7 +67,8 @@ def polish(
       cost: unknowns (K,) -> nats, ().
       unknowns: (K,) where it begins.
       curvature: (K, K) of the cost, about, positive definite.
-      steps: at most this many slopes; traced, so that a lane may want none.
+      steps: at most this many slopes, the first of them where it begins; traced, so that a lane may
+        want no step.
       bounded: keeps unknowns where they may be.
 
     >>> valley = lambda x: jnp.cosh(x - 1).sum()
@@ -96,7 +97,9 @@ def polish(
         finite = jnp.isfinite(reached) & jnp.all(jnp.isfinite(slope))
         slope = jnp.where(finite, slope, now.slope)
         change = moved - now.unknowns
-        better = finite & (reached <= now.cost + _SUFFICIENT * (now.slope @ change))
+        # A step that was cut at the bounds may lead uphill.
+        downhill = now.slope @ change
+        better = finite & (downhill < 0) & (reached <= now.cost + _SUFFICIENT * downhill)
         # A refused step teaches too.
         turned = slope - now.slope
         held = now.curvature @ change

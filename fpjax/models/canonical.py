@@ -8,6 +8,7 @@ the axes beforehand costs a copy of the kernel, which XLA takes out of the loop.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ R = TypeVar("R")
 _KERNEL = (3, 2, 0, 1)
 """Where a canonical kernel (height, width, in, out) has its out, in, height and width."""
 
-_INLINED = {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call"}
+_INLINED = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"}
 
 
 def canonical_convolutions(function: Callable[..., R]) -> Callable[..., R]:
@@ -63,10 +64,17 @@ def _evaluate(closed: core.ClosedJaxpr, *args: Any) -> list[Any]:
         elif name == "conv_general_dilated":
             results = [_convolution(*operands, **params)]
         else:
-            results = equation.primitive.bind(*operands, **params)
-            results = results if equation.primitive.multiple_results else [results]
+            results = _bound(equation.primitive, params)(*operands)
+            results = list(results) if equation.primitive.multiple_results else [results]
         known.update(zip(equation.outvars, results, strict=True))
     return [value(atom) for atom in jaxpr.outvars]
+
+
+def _bound(primitive: Any, params: dict[str, Any]) -> Callable[..., Any]:
+    """A primitive with its parameters, also where functions are among them."""
+    given = primitive.get_bind_params(params)
+    functions, given = given if isinstance(given, tuple) else ((), given)
+    return functools.partial(primitive.bind, *functions, **given)
 
 
 def _convolution(x: jax.Array, kernel: jax.Array, *, dimension_numbers, **params: Any) -> jax.Array:

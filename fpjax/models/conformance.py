@@ -11,6 +11,7 @@ import numpy as np
 
 from fpjax.errors import FpjaxError
 from fpjax.models.generator import Generator
+from fpjax.precision import full_precision
 
 _LARGEST_CONSTANT = 1 << 20
 _BATCH = 3
@@ -28,6 +29,7 @@ class GeneratorError(FpjaxError):
     """
 
 
+@full_precision
 def check_generator(generator: Generator, key: jax.Array | None = None) -> None:
     """Checks that a generator keeps the protocol that fingerprints rely on.
 

@@ -161,8 +161,6 @@ def test_a_jpeg_saved_as_png_gives_its_tables_away(scheme, registry, images, fou
 def test_noise_of_unknown_power_is_estimated_and_both_tries_are_counted(
     scheme, registry, images, found
 ):
-    import jax
-
     noisy = GaussianNoise(std=0.05)(jax.random.key(0), images)
     answer = _attribute(scheme, noisy, registry, observation="auto")
     for verdict in answer.verdicts:
@@ -173,6 +171,26 @@ def test_noise_of_unknown_power_is_estimated_and_both_tries_are_counted(
         np.testing.assert_allclose(verdict.p_value, 8 * 2.0**-LENGTH)
     assert isinstance(found[-1].observation, Gaussian)
     np.testing.assert_allclose(found[-1].observation.std, 0.05, rtol=0.1)
+
+
+def test_a_jpeg_that_explains_nothing_is_doubted(scheme, registry, images, found, monkeypatch):
+    read = files.read_files
+
+    def invert(problem, targets, solver, **options):
+        solution = read(problem, targets, solver, **options)
+        if isinstance(getattr(found[-1], "observation", None), JpegObservation):
+            solution.noise_ratio[:] = 8.0
+        return solution
+
+    monkeypatch.setattr(files, "read_files", invert)
+    noisy = GaussianNoise(std=0.05)(jax.random.key(0), images)
+    black = JpegObservation.of_file(Jpeg(quality=50).encode(np.zeros_like(images[0])))
+    monkeypatch.setattr(files, "once_jpeg", lambda picture: (black, "JPEG 50, by its pixels"))
+    answer = _attribute(scheme, noisy, registry, observation="auto")
+    for verdict in answer.verdicts:
+        assert verdict.user == "ada" and verdict.attempts == 2
+        assert verdict.history.startswith("noise of 0.0") and "JPEG" not in verdict.history
+    assert isinstance(found[-1].observation, Gaussian)
 
 
 def test_a_clean_file_is_tried_once_and_pays_for_one_try(scheme, registry, images, found):

@@ -5,9 +5,11 @@ unknowns, where first-order methods crawl along narrow valleys. Each step here l
 generator once, takes the full Jacobian in blocks of tangents, and makes the most of it: dozens of
 inner steps, each of a single forward pass (`fpjax/inversion/broyden.py`).
 
-A lane has converged when a fresh Jacobian promises hardly any more log-likelihood, or when one was
-taken so near the solution that the noise itself moves the solution as far, and its inner steps have
-nothing more to gain. The information about the key is taken from that Jacobian.
+A lane has converged when a fresh Jacobian promises hardly any more log-likelihood, or, on files
+that were rounded alone, when one was taken so near the solution that the noise itself moves the
+solution as far, and its inner steps have nothing more to gain. The information about the key is
+taken from that Jacobian. On noisier files each Jacobian's inner steps are followed by steps with
+exact slopes (`fpjax/inversion/polish.py`).
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from fpjax.errors import InputError
 from fpjax.inversion.broyden import SETTLED, descend, product, solve
 from fpjax.inversion.information import (
     alpha_precision,
+    bytes_of_tangent,
     linearise,
     profile,
     tangents_in_block,
@@ -98,9 +101,10 @@ class LevenbergMarquardt:
         converged. Noise lets the cost at a solution fall below that at the truth by half a nat an
         unknown, so that the default leaves a few percent of that. The information about the key
         extrapolates to the minimum.
-      near: nats an unknown; where a Jacobian promised less than this times K and its inner steps
-        ran until they gained nothing, it counts as taken at the solution: on five images of the
-        bundled generator a fresh one promised 1 to 3 % of that. 0 asks for a fresh one always.
+      near: nats an unknown, for files that were rounded alone; where a Jacobian promised less than
+        this times K and its inner steps ran until they gained nothing, it counts as taken at the
+        solution: on five images of the bundled generator a fresh one promised 1 to 3 % of that. A
+        file that is n times noisier has 1 / n^2 of it. 0 asks for a fresh one always.
       solved_ratio: residual, in units of the observation's noise, up to which an image that has
         converged is solved.
       hopeless_ratio, hopeless_after: an image whose residual is still above this ratio after this
@@ -169,10 +173,11 @@ class LevenbergMarquardt:
         return linear_starts(problem, images)[:, None]
 
     def lane_bytes(self, problem: Problem) -> int:
-        """The Jacobian, its updates, and a few matrices of the unknowns."""
+        """The Jacobian, its updates, a few matrices of the unknowns, and a backward pass."""
         size, pixels = problem.num_unknowns, math.prod(problem.scheme.generator.image_shape)
         itemsize = 4 if self.jacobian_dtype == "float32" else 2
-        return itemsize * size * pixels + 4 * self.inner_steps * pixels + 5 * 4 * size * size
+        matrices = itemsize * size * pixels + 4 * self.inner_steps * pixels + 6 * 4 * size * size
+        return matrices + 4 * bytes_of_tangent(problem)
 
     def plan(self, problem: Problem, memory: int) -> int:
         """Tangents in a block."""
@@ -254,36 +259,35 @@ class LevenbergMarquardt:
             already=there,
             gram=gram,
         )
-        # The key's information has no prior on the symbols; what alpha's adds stays.
-        free = alpha_precision(problem)
-        information, linear = profile(
-            gram + jnp.diag(free),
-            end.slope + free * end.unknowns,
-            end.unknowns[num_alpha:],
-            num_alpha,
-        )
         untempered = end.cost - heat * problem.prior.penalty(problem.scheme, end.unknowns)
 
         def exact(unknowns):
             return evaluate(problem, unknowns, target, 0.0)[1]
 
         def polished():
-            # Under vmap both branches are taken, and lanes that want no steps cost none.
+            # Under vmap both branches are taken: lanes that want no steps cost a slope.
             most = jnp.where(close, self.polish_steps, 0)
             curvature = end.gram + jnp.diag(precision)
             found = polish(exact, end.unknowns, curvature, most, bounded=problem.bounded)
-            return found.unknowns, *evaluate(problem, found.unknowns, target, 0.0)[1:]
+            slope = found.slope - precision * (found.unknowns - mean)
+            return found.unknowns, slope, *evaluate(problem, found.unknowns, target, 0.0)[1:]
 
-        unknowns, reached, ratio = jax.lax.cond(
-            close, polished, lambda: (end.unknowns, untempered, end.ratio)
+        unknowns, slope, reached, ratio = jax.lax.cond(
+            close, polished, lambda: (end.unknowns, end.slope, untempered, end.ratio)
         )
+        # The key's information has no prior on the symbols; what alpha's adds stays.
+        free = alpha_precision(problem)
+        information, linear = profile(
+            gram + jnp.diag(free), slope + free * unknowns, unknowns[num_alpha:], num_alpha
+        )
+        ended = reached + heat * problem.prior.penalty(problem.scheme, unknowns)
         after = LaneState(
             unknowns=unknowns,
             damping=end.damping,
             cost=reached,
             ratio=ratio,
             promise=promise,
-            shrink=jnp.where(close, reached, end.cost) / jnp.maximum(cost, 1e-6),
+            shrink=ended / jnp.maximum(cost, 1e-6),
             tempered=heat > 0,
             settled=(end.gain <= SETTLED) & (state.ratio <= _NEAR),
             information=information,
