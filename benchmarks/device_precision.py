@@ -3,8 +3,8 @@
     python benchmarks/device_precision.py [--scheme avatars-stylegan2] [--num_images 64]
 
 Pictures with keys are decoded on JAX's default device by fpjax, and by a program of the user's own
-without a word about precision; both are compared with the CPU's, in units of the noise that rounding
-to 8 bits leaves. On a CPU all of it is about zero.
+without a word about precision; both are compared with the CPU's, in units of the noise that
+rounding to 8 bits leaves. On a CPU all of it is about zero.
 """
 
 from __future__ import annotations
