@@ -291,6 +291,15 @@ def noise_ratio(observation: Observation, image: Array, target: Array) -> Array:
     return jnp.sqrt(jnp.sum(weight * residual**2) / jnp.maximum(jnp.sum(weight), 1))
 
 
+def says_noise(observation: Observation) -> bool:
+    """Whether an observation has a noise of its own, beside what rounding to 8 bits leaves.
+
+    >>> says_noise(Rounded8Bit()), says_noise(Gaussian(0.05))
+    (False, True)
+    """
+    return hasattr(observation, "pixel_std")
+
+
 def relative_noise(observation: Observation) -> Array:
     """Noise of a pixel, about, in units of what rounding to 8 bits leaves; 1 where it says nothing.
 

@@ -32,7 +32,7 @@ from fpjax.inversion.information import (
     profile,
     tangents_in_block,
 )
-from fpjax.inversion.observation import LEAK, relative_noise
+from fpjax.inversion.observation import LEAK, relative_noise, says_noise
 from fpjax.inversion.polish import polish
 from fpjax.inversion.prior import GaussianPrior
 from fpjax.inversion.problem import Problem
@@ -272,9 +272,10 @@ class LevenbergMarquardt:
             slope = found.slope - precision * (found.unknowns - mean)
             return found.unknowns, slope, *evaluate(problem, found.unknowns, target, 0.0)[1:]
 
-        unknowns, slope, reached, ratio = jax.lax.cond(
-            close, polished, lambda: (end.unknowns, end.slope, untempered, end.ratio)
-        )
+        unknowns, slope, reached, ratio = end.unknowns, end.slope, untempered, end.ratio
+        if says_noise(problem.observation):  # else the branch need not be compiled
+            here = unknowns, slope, reached, ratio
+            unknowns, slope, reached, ratio = jax.lax.cond(close, polished, lambda: here)
         # The key's information has no prior on the symbols; what alpha's adds stays.
         free = alpha_precision(problem)
         information, linear = profile(
