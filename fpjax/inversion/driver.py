@@ -434,8 +434,11 @@ def _check_starts(problem: Problem, images: np.ndarray, starts: Any, solver: Sol
 def _chunk_sizes(solver: Solver, problem: Problem, memory: int, lanes: int) -> tuple[int, ...]:
     """Lanes in a round, largest first: a power of two that fits memory, and an eighth of it for the
     last lanes. Few sizes, so that few programs are compiled."""
+    on_cpu = jax.default_backend() == "cpu"
+    if on_cpu and solver.cpu_lanes == 1:
+        return (1,)  # whatever a lane takes, which is found by tracing the generator
     fits = memory // max(1, solver.lane_bytes(problem))
-    if jax.default_backend() == "cpu":
+    if on_cpu:
         # Few lanes fill the cores; more at once would only wait for one another.
         fits = min(fits, solver.cpu_lanes)
     largest = max(1, min(fits, lanes, _MOST_LANES))

@@ -229,13 +229,17 @@ def test_a_jacobian_taken_near_the_solution_is_the_last():
     np.testing.assert_allclose(near.information, fresh.information, atol=0.1 * scale)
 
 
+def _noisy(scale, std):
+    scheme = toys.scheme(toys.generator(toys.curved_decode, scale=scale))
+    made = fpjax.generate(scheme, jax.random.key(2), _keys())
+    observation = Gaussian(std)
+    files = np.asarray(observation.simulate(jax.random.key(3), jnp.asarray(made.float_images)))
+    return Problem(scheme, observation), files, toys.starts(scheme)
+
+
 def test_noisy_files_are_followed_to_their_solution():
     """Exact slopes end where a fresh Jacobian promises nothing; those of a stale one do not."""
-    scheme = toys.scheme(toys.generator(toys.curved_decode, scale=0.3))
-    made = fpjax.generate(scheme, jax.random.key(2), _keys())
-    observation = Gaussian(0.1)
-    files = np.asarray(observation.simulate(jax.random.key(3), jnp.asarray(made.float_images)))
-    problem, starts = Problem(scheme, observation), toys.starts(scheme)
+    problem, files, starts = _noisy(scale=0.3, std=0.1)
     found = fpjax.invert(problem, files, starts=starts)
     without = fpjax.invert(problem, files, LevenbergMarquardt(polish_steps=0), starts=starts)
     # One Jacobian after another, to the end.
@@ -248,11 +252,7 @@ def test_noisy_files_are_followed_to_their_solution():
 
 def test_noisy_lanes_go_side_by_side(monkeypatch):
     """As on an accelerator: lanes that are there wait for those that still take slopes."""
-    scheme = toys.scheme(toys.generator(toys.curved_decode, scale=0.1))
-    made = fpjax.generate(scheme, jax.random.key(2), _keys())
-    observation = Gaussian(0.05)
-    files = np.asarray(observation.simulate(jax.random.key(3), jnp.asarray(made.float_images)))
-    problem, starts = Problem(scheme, observation), toys.starts(scheme)
+    problem, files, starts = _noisy(scale=0.1, std=0.05)
     alone = fpjax.invert(problem, files, starts=starts)
     monkeypatch.setattr(driver, "_chunk_sizes", lambda *arguments: (4,))
     together = fpjax.invert(problem, files, starts=starts)
