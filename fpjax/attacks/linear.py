@@ -100,7 +100,7 @@ def _scatter(source: jax.Array, weights: jax.Array, length: int) -> jax.Array:
     return jnp.zeros((source.shape[0], length), weights.dtype).at[rows, source].add(weights)
 
 
-def _cubic(x, a: float = -0.5):
+def cubic(x, a: float = -0.5):
     """The cubic convolution kernel of Keys (1981) with slope `a` at 1."""
     x = jnp.abs(x)
     near = ((a + 2) * x - (a + 3)) * x * x + 1
@@ -122,7 +122,7 @@ _KERNELS = {
     "box": lambda x: ((x > -0.5) & (x <= 0.5)).astype(x.dtype),
     "bilinear": lambda x: jnp.maximum(1 - jnp.abs(x), 0),
     "hamming": _hamming,
-    "bicubic": _cubic,
+    "bicubic": cubic,
     "lanczos": _lanczos,
 }
 
@@ -191,7 +191,7 @@ def shift(images, down, right) -> jax.Array:
         first = jnp.floor(place)
         fraction = place - first
         tap = jnp.arange(-1, 3, dtype=jnp.int32)
-        weights = _cubic(tap.astype(images.dtype)[None, :] - fraction[:, None])
+        weights = cubic(tap.astype(images.dtype)[None, :] - fraction[:, None])
         source = jnp.clip(first.astype(jnp.int32)[:, None] + tap[None, :], 0, length - 1)
         return _scatter(source, weights, length)
 
@@ -235,7 +235,7 @@ def rotate(images, degrees, fill: float = -1.0) -> jax.Array:
     for dy in range(-1, 3):
         for dx in range(-1, 3):
             # Pillow's transformations take slope -1, its changes of size -1/2.
-            weight = _cubic(first_row + dy - (row - 0.5), -1.0) * _cubic(
+            weight = cubic(first_row + dy - (row - 0.5), -1.0) * cubic(
                 first_column + dx - (column - 0.5), -1.0
             )
             source_row = jnp.clip(first_row.astype(jnp.int32) + dy, 0, height - 1)

@@ -20,8 +20,9 @@ from fpjax.io.jpeg_recover import recover_coefficients
 RESIZE_FILTER = "bicubic"
 """What pictures of another size are taken to have been resized with."""
 
-COARSE_NOISE = 0.1
-"""Noise that is assumed while the noise is estimated."""
+MUCH_NOISE = 0.3
+"""Noise that is assumed at first: what was done to a picture as a whole is found before its
+details are."""
 
 _BELIEVED = 0.75
 """Share of pixels that recovered coefficients must give back."""
@@ -157,5 +158,5 @@ def added_noise(residual: float, jpeg: Jpeg | None) -> float:
         # Coefficients that stay in the step around zero have less noise than a uniform one: about
         # half of the power.
         own = 0.5 * float(np.mean(np.asarray(jpeg.std)[:luma] ** 2)) / 127.5**2
-    power = (residual if np.isfinite(residual) else COARSE_NOISE) ** 2 - own
+    power = (residual if np.isfinite(residual) else MUCH_NOISE) ** 2 - own
     return float(np.clip(np.sqrt(max(power, 0.0)), 0.002, 0.5))

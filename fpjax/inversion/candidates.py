@@ -158,7 +158,12 @@ def invert_candidates(
     block, chunk = tangents_in_block(problem, memory), _lanes(problem, steps, memory, count)
     prepared = jax.device_put(problem.prepared())
     centre, half = level_range(problem.scheme.levels)
-    at = np.concatenate([solution.alpha, centre + half * (2 * solution.soft_bits - 1)], axis=1)
+    nuisances = [solution.alpha]
+    if problem.degradation is not None:
+        if solution.parameters is None:
+            raise InputError("the solution is of a problem without a degradation")
+        nuisances.append(solution.parameters)
+    at = np.concatenate([*nuisances, centre + half * (2 * solution.soft_bits - 1)], axis=1)
     found = [np.zeros((len(targets), count), kind) for kind in ("f4", "f4", "f4", "i4")]
     for image, target in enumerate(targets):
         operands = jax.device_put((at[image].astype(np.float32), target))
@@ -210,9 +215,8 @@ def _lanes(problem: Problem, steps: int, memory: int, count: int) -> int:
 @full_precision
 def _linearise(problem: Problem, unknowns: Array, target: Array, block: int) -> _Shared:
     residual, rows = linearise(problem, unknowns, target, 0.0, block, "float32")
-    free = problem.scheme.num_alpha
-    assert isinstance(problem.prior, GaussianPrior)
-    _, std = problem.prior.mean_and_std(problem.scheme)
+    free = problem.num_nuisances
+    _, std = problem.mean_and_std()
     precision = 1 / std[:free] ** 2
     by_alpha, by_symbols = rows[:free], rows[free:]
     curvature = by_alpha @ by_alpha.T + jnp.diag(precision)
@@ -256,7 +260,7 @@ def _refine(problem, shared: _Shared, symbols, target, tolerance, steps: int, po
     def one(candidate):
         lane = _approach(problem, shared, candidate, target, tolerance, steps)
         lane, left = _polish(problem, shared, candidate, target, tolerance, polish, lane)
-        image = problem.image(jnp.concatenate([lane.alpha, candidate]))
+        image = problem.degraded(jnp.concatenate([lane.alpha, candidate]))
         return lane.cost, left, noise_ratio(problem.observation, image, target), lane.count
 
     return jax.vmap(one)(symbols)

@@ -70,8 +70,9 @@ def invert(
       images: (B, H, W, C), float in [-1, 1] or uint8.
       solver: `LevenbergMarquardt()`, `MatrixFree()` (the default for a basis in blocks), `Adam()`,
         or any other `Solver`.
-      starts: (S, K) unknowns to start every image from, or (B, S, K). By default the solver's own:
-        the start that calibration fitted, what the encoder reads, or a Latin hypercube for Adam.
+      starts: (S, K) unknowns to start every image from, or (B, S, K); the parameters of a
+        degradation may be left out, and start at 0. By default the solver's own: the start that
+        calibration fitted, what the encoder reads, or a Latin hypercube for Adam.
       memory: bytes that a chunk of lanes may take on a device; sets how many run at once.
       mesh: devices to spread the images over, along all its axes; by default one device.
       progress: called with (images finished, images in all).
@@ -362,7 +363,7 @@ def _estimates(solver: Solver, problem: Problem, wave: Wave, wanted: Array):
         unknowns, pixels, needed = operands
         return jax.lax.cond(
             needed,
-            lambda: pixel_residual(problem.image(unknowns), pixels),
+            lambda: pixel_residual(problem.degraded(unknowns), pixels),
             lambda: jnp.zeros((), jnp.float32),
         )
 
@@ -392,6 +393,9 @@ def _collect(
         keys=keys,
         soft_bits=soft_bits.astype(np.float32),
         alpha=estimate.unknowns[:, : problem.scheme.num_alpha],
+        parameters=None
+        if problem.degradation is None
+        else estimate.unknowns[:, problem.scheme.num_alpha : problem.num_nuisances],
         residual=residual,
         noise_ratio=estimate.ratio,
         loss=estimate.cost,
@@ -422,6 +426,11 @@ def _check_starts(problem: Problem, images: np.ndarray, starts: Any, solver: Sol
     if starts is None:
         starts = solver.starts(problem, np.nan_to_num(images, posinf=1.0, neginf=-1.0))
     starts = np.asarray(jax.device_get(starts), np.float32)
+    plain = len(problem.scheme.basis)
+    if starts.ndim in (2, 3) and starts.shape[-1] == plain != size:
+        alpha, symbols = np.split(starts, [problem.scheme.num_alpha], axis=-1)
+        neutral = np.zeros((*starts.shape[:-1], size - plain), np.float32)
+        starts = np.concatenate([alpha, neutral, symbols], axis=-1)
     if starts.ndim == 2:
         starts = np.broadcast_to(starts[None], (len(images), *starts.shape))
     if starts.ndim != 3 or starts.shape[0] != len(images) or starts.shape[2] != size:

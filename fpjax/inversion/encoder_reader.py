@@ -90,6 +90,8 @@ class EncoderReader:
             )
         if problem.symbols != "relaxed" or problem.prior != GaussianPrior():
             return "this reader knows the default prior and relaxed symbols alone"
+        if problem.degradation is not None:
+            return "this reader knows undegraded pictures alone"
         return None
 
     def read(

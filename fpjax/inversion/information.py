@@ -45,23 +45,25 @@ class KeyInformation(NamedTuple):
     """h, (L,)."""
 
 
-def profile(curvature: Array, gradient: Array, symbols: Array, num_alpha: int) -> KeyInformation:
-    """Profiles alpha out of a quadratic model around a point.
+def profile(
+    curvature: Array, gradient: Array, symbols: Array, num_nuisances: int
+) -> KeyInformation:
+    """Profiles all but the symbols out of a quadratic model around a point.
 
     Args:
-      curvature: (K, K) of the negative log-likelihood and alpha's prior; none for the symbols.
+      curvature: (K, K) of the negative log-likelihood and the prior; none for the symbols.
       gradient: (K,) of the same, at the point.
       symbols: (L,) at the point.
-      num_alpha: K - L.
+      num_nuisances: K - L.
 
     >>> profile(jnp.diag(jnp.array([4.0, 2.0])), jnp.zeros(2), jnp.ones(1), 1).linear.round(3)
     Array([2.], dtype=float32)
     """
     scale = jax.lax.rsqrt(jnp.maximum(jnp.diag(curvature), 1e-30))
     scaled = curvature * scale[:, None] * scale[None]
-    free = slice(0, num_alpha)
-    fingerprint = slice(num_alpha, None)
-    alpha = scaled[free, free] + JITTER * jnp.eye(num_alpha, dtype=scaled.dtype)
+    free = slice(0, num_nuisances)
+    fingerprint = slice(num_nuisances, None)
+    alpha = scaled[free, free] + JITTER * jnp.eye(num_nuisances, dtype=scaled.dtype)
     factor = jnp.linalg.cholesky(alpha)
     half = solve_triangular(factor, scaled[free, fingerprint], lower=True)
     schur = scaled[fingerprint, fingerprint] - half.T @ half
@@ -101,8 +103,8 @@ def alpha_precision(problem: Problem) -> Array:
     """Prior precision of the unknowns, (K,), zero for the symbols."""
     if not isinstance(problem.prior, GaussianPrior):
         raise TypeError("information needs a Gaussian prior on alpha")
-    _, std = problem.prior.mean_and_std(problem.scheme)
-    free = jnp.arange(problem.num_unknowns) < problem.scheme.num_alpha
+    _, std = problem.mean_and_std()
+    free = jnp.arange(problem.num_unknowns) < problem.num_nuisances
     return jnp.where(free, 1 / std**2, jnp.zeros_like(std))
 
 
@@ -110,14 +112,14 @@ def alpha_precision(problem: Problem) -> Array:
 @full_precision
 def _key_information(problem: Problem, unknowns: Array, targets: Array, block: int):
     precision = alpha_precision(problem)
-    num_alpha = problem.scheme.num_alpha
+    num_nuisances = problem.num_nuisances
 
     def one(operands):
         point, target = operands
         residual, rows = linearise(problem, point, target, 0.0, block, "float32")
         gradient = rows @ residual + precision * point
         curvature = rows @ rows.T + jnp.diag(precision)
-        return profile(curvature, gradient, point[num_alpha:], num_alpha)
+        return profile(curvature, gradient, point[num_nuisances:], num_nuisances)
 
     return jax.lax.map(one, (unknowns, targets))
 

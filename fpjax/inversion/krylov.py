@@ -123,7 +123,7 @@ def scale_of(problem: Problem, here: Linearised) -> Array:
     a floor, and more steps are needed.
     """
     scheme = problem.scheme
-    size, free = problem.num_unknowns, problem.scheme.num_alpha
+    size, free = problem.num_unknowns, problem.num_nuisances
     strength = jnp.asarray(scheme.strength, jnp.float32)
     unit = jnp.concatenate(
         [jnp.ones(free, jnp.float32), jnp.ones(scheme.num_symbols, jnp.float32) * strength]
@@ -173,7 +173,7 @@ def key_information(
       forcing: see `conjugate_gradients`.
       block: symbols that are solved for side by side.
     """
-    free, length = problem.scheme.num_alpha, problem.scheme.num_symbols
+    free, length = problem.num_nuisances, problem.scheme.num_symbols
     precision = alpha_precision(problem)[:free]
     diagonal = scale[:free] + precision
     nothing = jnp.zeros(length, jnp.float32)

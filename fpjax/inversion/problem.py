@@ -2,8 +2,9 @@
 
 A problem is composed of a scheme (how unknowns become an image), an observation (how far an image
 is from a file), a prior (what is assumed beforehand), and how symbols are kept near their levels.
-The unknowns are one vector: alpha (K - L coordinates along U), then the symbols' (L along V). A
-problem is a pytree: all its arrays are arguments of the programs that take it.
+The unknowns are one vector: alpha (K - L coordinates along U), then the parameters of a degradation
+where one is looked for, then the symbols (L along V). A problem is a pytree: all its arrays are
+arguments of the programs that take it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from jaxtyping import Float
 from fpjax.errors import InputError
 from fpjax.fingerprint.keys import level_range
 from fpjax.fingerprint.scheme import Scheme
-from fpjax.inversion.observation import Observation, Rounded8Bit
+from fpjax.inversion.degradation import Degradation
+from fpjax.inversion.observation import Observation, Rounded8Bit, leaky_clip
 from fpjax.inversion.prior import BoundsPrior, GaussianPrior, Prior
 from fpjax.models.generator import static
 
@@ -38,6 +40,8 @@ class Problem:
       prior: by default `GaussianPrior`.
       symbols: "relaxed" lets symbols be real numbers, bounded to one spacing beyond the two levels;
         "sigmoid" writes them as a sigmoid of the unknown, as published.
+      degradation: what was done to the picture before the observation, with parameters that are
+        unknowns too, or None for nothing.
       average_rows: (K, F) derivatives of low-passed pixels by the unknowns, on average over natural
         images, or None; `prepared` takes them from the scheme's calibration.
 
@@ -55,6 +59,7 @@ class Problem:
     observation: Observation = dataclasses.field(default_factory=Rounded8Bit)
     prior: Prior = dataclasses.field(default_factory=GaussianPrior)
     symbols: Literal["relaxed", "sigmoid"] = static(default="relaxed")
+    degradation: Degradation | None = static(default=None)
     average_rows: Array | np.ndarray | None = None
 
     def __post_init__(self):
@@ -83,8 +88,14 @@ class Problem:
 
     @property
     def num_unknowns(self) -> int:
-        """Coordinates of alpha and symbols together, K."""
-        return len(self.scheme.basis)
+        """Coordinates of alpha, parameters of the degradation and symbols together, K."""
+        return self.num_nuisances + self.scheme.num_symbols
+
+    @property
+    def num_nuisances(self) -> int:
+        """Unknowns before the symbols: alpha, and the parameters of the degradation."""
+        extra = 0 if self.degradation is None else len(self.degradation.names)
+        return len(self.scheme.basis) - self.scheme.num_symbols + extra
 
     def prepared(self) -> Problem:
         """The problem as programs take it: without calibration, with all its weights loaded."""
@@ -93,6 +104,8 @@ class Problem:
         calibration, scheme = self.scheme.calibration, self.scheme.without_calibration()
         start = None if calibration is None else calibration.start
         rows = self.average_rows if start is None else start.forward
+        if self.degradation is not None:
+            rows = None  # of pictures to which nothing was done
         return dataclasses.replace(
             self,
             scheme=scheme,
@@ -104,7 +117,7 @@ class Problem:
         self, unknowns: Float[Array, "*lanes unknowns"]
     ) -> Float[Array, "*lanes symbols"]:
         """Symbols (..., L) that unknowns (..., K) stand for."""
-        raw = unknowns[..., self.scheme.num_alpha :]
+        raw = unknowns[..., self.num_nuisances :]
         if self.symbols == "relaxed":
             return raw
         centre, half = level_range(self.scheme.levels)
@@ -120,14 +133,48 @@ class Problem:
         if self.symbols != "relaxed":
             return unknowns
         centre, half = level_range(self.scheme.levels)
-        free = self.scheme.num_alpha
+        free = self.num_nuisances
         symbols = jnp.clip(unknowns[free:], centre - 3 * half, centre + 3 * half)
         return jnp.concatenate([unknowns[:free], symbols])
 
     def image(self, unknowns: Float[Array, " unknowns"]) -> Float[Array, "height width channels"]:
-        """Image (H, W, C) of unknowns (K,), not clipped."""
+        """The generator's image (H, W, C) of unknowns (K,), not clipped."""
         alpha = unknowns[None, : self.scheme.num_alpha]
         return self.scheme.decode(self.scheme.latents_of(alpha, self.symbols_of(unknowns)[None]))[0]
+
+    def degraded(
+        self, unknowns: Float[Array, " unknowns"], leak: Array | float = 0.0
+    ) -> Float[Array, "height width channels"]:
+        """What is observed: `image`, or that clipped and degraded."""
+        image = self.image(unknowns)
+        if self.degradation is None:
+            return image
+        parameters = unknowns[self.scheme.num_alpha : self.num_nuisances]
+        return self.degradation(leaky_clip(image, jnp.asarray(leak, image.dtype)), parameters)
+
+    def mean_and_std(self) -> tuple[Float[Array, " unknowns"], Float[Array, " unknowns"]]:
+        """Mean and standard deviation (K,) of the unknowns beforehand.
+
+        Raises:
+          InputError: if the prior is not Gaussian.
+        """
+        if not isinstance(self.prior, GaussianPrior):
+            raise InputError(f"the prior is {type(self.prior).__name__}, not GaussianPrior")
+        mean, std = self.prior.mean_and_std(self.scheme)
+        if self.degradation is None:
+            return mean, std
+        own, free = jnp.asarray(self.degradation.std), self.scheme.num_alpha
+        mean = jnp.concatenate([mean[:free], jnp.zeros_like(own), mean[free:]])
+        return mean, jnp.concatenate([std[:free], own, std[free:]])
+
+    def penalty(self, unknowns: Float[Array, " unknowns"]) -> Float[Array, ""]:
+        """What the prior adds to the cost of unknowns (K,), ()."""
+        if self.degradation is None:
+            return self.prior.penalty(self.scheme, unknowns)
+        free, end = self.scheme.num_alpha, self.num_nuisances
+        plain = jnp.concatenate([unknowns[:free], unknowns[end:]])
+        own = unknowns[free:end] / jnp.asarray(self.degradation.std)
+        return self.prior.penalty(self.scheme, plain) + 0.5 * jnp.sum(own**2)
 
     def residual(
         self,
@@ -136,19 +183,19 @@ class Problem:
         leak: Array | float = 0.0,
     ) -> Float[Array, " residuals"]:
         """Residual (M,) of unknowns (K,) and a file (H, W, C), in units of the noise."""
-        return self.observation.residual(self.image(unknowns), target, leak)
+        return self.observation.residual(self.degraded(unknowns, leak), target, leak)
 
     def cost(
         self, unknowns: Float[Array, " unknowns"], target: Float[Array, "height width channels"]
     ) -> Float[Array, ""]:
         """What is minimised, in nats up to a constant, ()."""
-        image = self.image(unknowns)
+        image = self.degraded(unknowns)
         measure = getattr(self.observation, "distance", None)
         if measure is not None:
             distance = measure(image, target)
         else:
             distance = 0.5 * jnp.sum(self.observation.residual(image, target) ** 2)
-        return distance + self.prior.penalty(self.scheme, unknowns)
+        return distance + self.penalty(unknowns)
 
 
 def check_images(problem: Problem, images) -> Float[np.ndarray, "batch height width channels"]:

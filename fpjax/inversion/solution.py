@@ -53,6 +53,8 @@ class Solution:
         out, without any prior on the symbols; None where the solver does not compute it.
       linear: (B, L) float32, h: the negative log-likelihood of symbols k, alpha profiled out, is
         k^T S k / 2 - h^T k up to a constant, so that S k_hat = h for the best k_hat.
+      parameters: (B, P) float32 of the problem's degradation, in the order of its `names`; None
+        where none was looked for.
 
     >>> nothing = np.zeros((1, 0), np.float32)
     >>> one = np.ones(1, np.float32)
@@ -74,6 +76,7 @@ class Solution:
     status: Int[np.ndarray, " batch"]
     information: Float[np.ndarray, "batch length length"] | None = None
     linear: Float[np.ndarray, "batch length"] | None = None
+    parameters: Float[np.ndarray, "batch parameters"] | None = None
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -24,6 +24,7 @@ from fpjax.inversion.solution import Solution, Status
 from fpjax.io.images import ImageError, save_image
 
 SHAPE, SIZE, LENGTH = (48, 40, 3), 80, 64
+DONE = np.zeros(len(files.DEGRADATION.names), np.float32)
 RATE = 1e-6
 
 
@@ -94,6 +95,7 @@ def found(monkeypatch, registry, images):
             loss=np.zeros(count, np.float32),
             steps=np.ones(count, np.int32),
             status=np.full(count, Status.SOLVED, np.int32),
+            parameters=None if problem.degradation is None else np.tile(DONE, (count, 1)),
         )
 
     monkeypatch.setattr(files, "read_files", invert)
@@ -171,6 +173,14 @@ def test_noise_of_unknown_power_is_estimated_and_both_tries_are_counted(
         np.testing.assert_allclose(verdict.p_value, 8 * 2.0**-LENGTH)
     assert isinstance(found[-1].observation, Gaussian)
     np.testing.assert_allclose(found[-1].observation.std, 0.05, rtol=0.1)
+
+
+def test_what_was_done_to_a_picture_is_told(scheme, registry, images, found, monkeypatch):
+    gain = files.DEGRADATION.names.index("gain")
+    monkeypatch.setitem(globals(), "DONE", np.where(np.arange(len(DONE)) == gain, 0.1, 0.0))
+    noisy = GaussianNoise(std=0.05)(jax.random.key(0), images)
+    for verdict in _attribute(scheme, noisy, registry, observation="auto").verdicts:
+        assert verdict.history.startswith("gain 1.10 and noise of 0.0")
 
 
 def test_a_jpeg_that_explains_nothing_is_doubted(scheme, registry, images, found, monkeypatch):
@@ -251,7 +261,7 @@ def test_resized_and_recompressed_files_are_read_by_real_inversions(calibrated_s
         Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC).save(path)
     with pytest.raises(fpjax.ImageError):
         fpjax.attribute(scheme, large)
-    found = fpjax.attribute(scheme, large, resize=True, observation="auto")
+    found = fpjax.attribute(scheme, large, resize=True)
     np.testing.assert_array_equal(found.keys, keys)
     Image.fromarray(images[0]).save(once, quality=95)
     found = fpjax.attribute(scheme, [once])

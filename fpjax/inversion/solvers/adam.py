@@ -171,4 +171,4 @@ class Adam:
 
 
 def _ratio(problem: Problem, unknowns: Array, target: Array) -> Array:
-    return noise_ratio(problem.observation, problem.image(unknowns), target)
+    return noise_ratio(problem.observation, problem.degraded(unknowns), target)

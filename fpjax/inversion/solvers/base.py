@@ -125,8 +125,8 @@ def evaluate(
 
     The cost is infinite where it is not finite: a step into nonsense is refused, never followed.
     """
-    image = problem.image(unknowns)
+    image = problem.degraded(unknowns, leak)
     residual = problem.observation.residual(image, target, leak)
-    cost = 0.5 * (residual @ residual) + problem.prior.penalty(problem.scheme, unknowns)
+    cost = 0.5 * (residual @ residual) + problem.penalty(unknowns)
     cost = jnp.where(jnp.isfinite(cost), cost, jnp.inf)
     return residual, cost, noise_ratio(problem.observation, image, target)

@@ -34,11 +34,11 @@ from fpjax.inversion.information import (
 )
 from fpjax.inversion.observation import LEAK, relative_noise, says_noise
 from fpjax.inversion.polish import polish
-from fpjax.inversion.prior import GaussianPrior
 from fpjax.inversion.problem import Problem
 from fpjax.inversion.solution import RUNNING, Status
 from fpjax.inversion.solvers.base import Estimate, evaluate, not_least_squares
 from fpjax.inversion.starts import linear_starts, nearer_start
+from fpjax.inversion.window_starts import has_window, window_starts
 
 Array = jax.Array
 
@@ -169,7 +169,10 @@ class LevenbergMarquardt:
     def starts(
         self, problem: Problem, images: Float[np.ndarray, "batch height width channels"]
     ) -> Float[np.ndarray, "*starts unknowns"]:
-        """The calibrated start, linear or the encoder's, (B, 1, K)."""
+        """The calibrated start, linear or the encoder's, (B, 1, K); the likeliest windows' where
+        one is looked for."""
+        if has_window(problem):
+            return window_starts(problem, images)
         return linear_starts(problem, images)[:, None]
 
     def lane_bytes(self, problem: Problem) -> int:
@@ -222,10 +225,8 @@ class LevenbergMarquardt:
         plan: int,
     ) -> LaneState:
         """One linearisation and the inner steps that are taken with it."""
-        assert isinstance(problem.prior, GaussianPrior)  # see `refuses`
-        mean, std = problem.prior.mean_and_std(problem.scheme)
+        mean, std = problem.mean_and_std()
         precision = 1 / std**2
-        num_alpha = problem.scheme.num_alpha
         leak = jnp.where(state.ratio > _NEAR, jnp.float32(LEAK), jnp.float32(0))
         residual, rows = linearise(problem, state.unknowns, target, leak, plan, self.jacobian_dtype)
         gram = product(rows, rows.T)
@@ -244,9 +245,9 @@ class LevenbergMarquardt:
 
         def objective(unknowns):
             residual, cost, ratio = evaluate(problem, unknowns, target, leak)
-            return residual, cost + heat * problem.prior.penalty(problem.scheme, unknowns), ratio
+            return residual, cost + heat * problem.penalty(unknowns), ratio
 
-        penalty = problem.prior.penalty(problem.scheme, state.unknowns)
+        penalty = problem.penalty(state.unknowns)
         cost = 0.5 * (residual @ residual) + (1 + heat) * penalty
         end = descend(
             objective,
@@ -259,7 +260,7 @@ class LevenbergMarquardt:
             already=there,
             gram=gram,
         )
-        untempered = end.cost - heat * problem.prior.penalty(problem.scheme, end.unknowns)
+        untempered = end.cost - heat * problem.penalty(end.unknowns)
 
         def exact(unknowns):
             return evaluate(problem, unknowns, target, 0.0)[1]
@@ -279,9 +280,12 @@ class LevenbergMarquardt:
         # The key's information has no prior on the symbols; what alpha's adds stays.
         free = alpha_precision(problem)
         information, linear = profile(
-            gram + jnp.diag(free), slope + free * unknowns, unknowns[num_alpha:], num_alpha
+            gram + jnp.diag(free),
+            slope + free * unknowns,
+            unknowns[problem.num_nuisances :],
+            problem.num_nuisances,
         )
-        ended = reached + heat * problem.prior.penalty(problem.scheme, unknowns)
+        ended = reached + heat * problem.penalty(unknowns)
         after = LaneState(
             unknowns=unknowns,
             damping=end.damping,

@@ -25,11 +25,11 @@ from fpjax.errors import InputError
 from fpjax.inversion import krylov
 from fpjax.inversion.information import KeyInformation, alpha_precision, profile, tangents_in_block
 from fpjax.inversion.observation import LEAK
-from fpjax.inversion.prior import GaussianPrior
 from fpjax.inversion.problem import Problem
 from fpjax.inversion.solution import RUNNING, Status
 from fpjax.inversion.solvers.base import Estimate, evaluate, not_least_squares
 from fpjax.inversion.starts import encoder_starts, linear_starts
+from fpjax.inversion.window_starts import has_window, window_starts
 
 Array = jax.Array
 
@@ -143,6 +143,8 @@ class MatrixFree:
         self, problem: Problem, images: Float[np.ndarray, "batch height width channels"]
     ) -> Float[np.ndarray, "*starts unknowns"]:
         """What the encoder reads, (B, 1, K); the calibrated linear start where one was kept."""
+        if has_window(problem):
+            return window_starts(problem, images)
         calibration = problem.scheme.calibration
         kept = calibration is not None and calibration.start is not None
         if kept or problem.scheme.generator.encode is None:
@@ -198,8 +200,7 @@ class MatrixFree:
         plan: int,
     ) -> LaneState:
         """One linearisation, and the first damping whose step makes it better."""
-        assert isinstance(problem.prior, GaussianPrior)  # see `refuses`
-        mean, std = problem.prior.mean_and_std(problem.scheme)
+        mean, std = problem.mean_and_std()
         precision = 1 / std**2
         leak = jnp.where(state.ratio > _NEAR, jnp.float32(LEAK), jnp.float32(0))
         here = krylov.linearised(problem, state.unknowns, target, leak)
@@ -291,8 +292,8 @@ class MatrixFree:
         key = profile(
             rows @ rows.T + jnp.diag(precision),
             rows @ here.residual + precision * unknowns,
-            unknowns[problem.scheme.num_alpha :],
-            problem.scheme.num_alpha,
+            unknowns[problem.num_nuisances :],
+            problem.num_nuisances,
         )
         return krylov.Bounded(key, jnp.zeros((), jnp.float32))
 

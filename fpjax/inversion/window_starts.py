@@ -1,0 +1,167 @@
+"""Where inversions start when a window of the picture may have become the file.
+
+A generator knows where things are in its pictures, so that a shift by a pixel leads an inversion
+from the usual start into another valley. Windows are tried by forward passes alone: the file is
+put back where a window would have taken it from, read as a plain file's start is, decoded, and the
+window of that is compared with the file. The best few are starts; the inversion does the rest.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from fpjax.errors import InputError
+from fpjax.inversion.degradation import Degradation
+from fpjax.inversion.observation import Gaussian
+from fpjax.inversion.problem import Problem
+from fpjax.inversion.starts import encoder_readings, linear_read_out, nearer_start
+from fpjax.precision import full_precision
+
+Array = jax.Array
+
+NUM_STARTS = 3
+_STEP = 1 / 32
+"""Distance of the windows that are tried, in sides of the picture."""
+_REACH = 2
+"""Shifts that are tried, in steps each way."""
+_SIZES = (0.95, 0.9, 0.85)
+"""Sides of the cropped windows that are tried."""
+_WINDOW = Degradation(("window",))
+_RIVALS = 2
+"""Of the best windows, as a multiple of the starts, how many are looked at again."""
+_NOISE = 0.05
+"""That is assumed while windows are compared."""
+_DECODED = 64
+"""Windows that are decoded at once."""
+
+
+def windows() -> Float[np.ndarray, "windows 4"]:
+    """The windows that are tried, the whole picture first: parameters of `Degradation`.
+
+    >>> windows().shape, windows()[0].tolist()
+    ((190, 4), [0.0, 0.0, 0.0, 0.0])
+    """
+    found = []
+    grid = _STEP * np.arange(-_REACH, _REACH + 1)
+    for down in grid:
+        for right in grid:
+            found.append((abs(down) + abs(right), (down, right, down, right)))
+    for size in _SIZES:
+        # A crop lies within the picture.
+        spare = 1 - size
+        places = np.linspace(0, spare, 1 + round(2 * spare / _STEP))
+        for top in places:
+            for left in places:
+                found.append((1.0, (top, left, top - spare, left - spare)))
+    found.sort(key=lambda item: item[0])
+    return np.asarray([edges for _, edges in found], np.float32)
+
+
+def _inverse(window: Array) -> Array:
+    """The window of the file that shows what the picture had before `window` was taken from it."""
+    top, left, bottom, right = window
+    rows, columns = 1 + bottom - top, 1 + right - left
+    return jnp.stack([-top / rows, -left / columns, (1 - top) / rows - 1, (1 - left) / columns - 1])
+
+
+@jax.jit
+@full_precision
+def _put_back(image: Array, windows: Array) -> Array:
+    return jax.vmap(lambda window: jnp.clip(_WINDOW(image, _inverse(window)), -1, 1))(windows)
+
+
+@functools.partial(jax.jit, static_argnums=4)
+@full_precision
+def _errors(problem: Problem, unknowns: Array, windows: Array, image: Array, batch: int) -> Array:
+    """Mean squared differences (N,) of a file and the windows (N, 4) of decoded unknowns (N, K)."""
+
+    def error(operands):
+        point, window = operands
+        made = _WINDOW(jnp.clip(problem.image(point), -1, 1), window)
+        return jnp.mean(jnp.square(made - image))
+
+    return jax.lax.map(error, (unknowns, windows), batch_size=batch)
+
+
+@jax.jit
+@full_precision
+def _nearer(problem: Problem, unknowns: Array, backs: Array, windows: Array, image: Array):
+    """Starts (N, K) taken nearer to what was put back, and their errors (N,) at the file."""
+    nearer = jax.vmap(functools.partial(nearer_start, problem))(unknowns, backs)
+    return nearer, _errors(problem, nearer, windows, image, len(unknowns))
+
+
+def has_window(problem: Problem) -> bool:
+    """Whether a problem looks for a window.
+
+    >>> from fpjax.fingerprint.scheme import load_scheme
+    >>> has_window(Problem(load_scheme("avatars-stylegan2")))
+    False
+    """
+    return problem.degradation is not None and "window" in problem.degradation.parts
+
+
+def window_starts(
+    problem: Problem,
+    images: Float[np.ndarray, "batch height width channels"],
+    num_starts: int = NUM_STARTS,
+) -> Float[np.ndarray, "batch starts unknowns"]:
+    """Starts (B, S, K) of files of which a window may have been taken, the likeliest first.
+
+    Args:
+      problem: one whose degradation has a window.
+      images: (B, H, W, C) in [-1, 1].
+      num_starts: S.
+
+    Raises:
+      InputError: if the scheme was never calibrated, and its generator has no encoder.
+    """
+    scheme, degradation = problem.scheme, problem.degradation
+    assert degradation is not None
+    start = None if scheme.calibration is None else scheme.calibration.start
+    if start is None and scheme.generator.encode is None:
+        raise InputError(
+            "the scheme has no start for inversions: make one with fpjax.calibrate(scheme, key), "
+            "or pass starts"
+        )
+    tried = windows()
+    plain = jax.device_put(Problem(scheme, Gaussian(_NOISE)).prepared())
+    named = [degradation.names.index(name) for name in _WINDOW.names]
+    free = scheme.num_alpha
+    starts = np.zeros((len(images), num_starts, problem.num_unknowns), np.float32)
+    for row, image in enumerate(images):
+        back = np.asarray(jax.device_get(_put_back(*jax.device_put((image, tried)))))
+        if start is not None:
+            read = linear_read_out(start, back)
+        else:
+            read, _ = encoder_readings(scheme, back, rereadings=0)
+        batch = min(_DECODED, len(tried))
+        given = jax.device_put((read, tried, image))
+        errors = np.asarray(jax.device_get(_errors(plain, *given, batch)))
+        chosen = _apart(errors, tried, num_starts * (1 if start is None else _RIVALS))
+        read, window = read[chosen], tried[chosen]
+        if start is not None:
+            given = jax.device_put((read, back[chosen], window, image))
+            read, errors = jax.device_get(_nearer(plain, *given))
+            order = np.argsort(np.nan_to_num(errors, nan=np.inf), kind="stable")[:num_starts]
+            read, window = np.asarray(read)[order], window[order]
+        starts[row][:, :free] = read[:, :free]
+        starts[row][:, problem.num_nuisances :] = read[:, free:]
+        starts[row][:, [free + at for at in named]] = window
+    return starts
+
+
+def _apart(errors: np.ndarray, tried: np.ndarray, count: int) -> list[int]:
+    """The whole picture and the best windows, each at least a step from those before it."""
+    chosen: list[int] = []
+    for index in [0, *np.argsort(np.nan_to_num(errors, nan=np.inf), kind="stable").tolist()]:
+        if all(np.abs(tried[index] - tried[other]).max() >= _STEP * 0.99 for other in chosen):
+            chosen.append(index)
+        if len(chosen) == count:
+            break
+    return chosen
