@@ -46,6 +46,7 @@ from .fingerprint.tied_pca import channel_pca as channel_pca
 from .fingerprint.tied_pca import joint_pca as joint_pca
 from .inversion.candidates import CandidateFits as CandidateFits
 from .inversion.candidates import invert_candidates as invert_candidates
+from .inversion.degradation import Degradation as Degradation
 from .inversion.driver import invert as invert
 from .inversion.driver import invert_iter as invert_iter
 from .inversion.encoder_reader import (

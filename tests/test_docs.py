@@ -12,7 +12,7 @@ import pytest
 import fpjax
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("generators.md",)
+PAGES = ("generators.md", "inversion.md")
 
 
 @pytest.fixture(scope="module")

@@ -393,9 +393,7 @@ def _collect(
         keys=keys,
         soft_bits=soft_bits.astype(np.float32),
         alpha=estimate.unknowns[:, : problem.scheme.num_alpha],
-        parameters=None
-        if problem.degradation is None
-        else estimate.unknowns[:, problem.scheme.num_alpha : problem.num_nuisances],
+        parameters=problem.parameters_of(estimate.unknowns),
         residual=residual,
         noise_ratio=estimate.ratio,
         loss=estimate.cost,
@@ -425,12 +423,7 @@ def _check_starts(problem: Problem, images: np.ndarray, starts: Any, solver: Sol
     size = problem.num_unknowns
     if starts is None:
         starts = solver.starts(problem, np.nan_to_num(images, posinf=1.0, neginf=-1.0))
-    starts = np.asarray(jax.device_get(starts), np.float32)
-    plain = len(problem.scheme.basis)
-    if starts.ndim in (2, 3) and starts.shape[-1] == plain != size:
-        alpha, symbols = np.split(starts, [problem.scheme.num_alpha], axis=-1)
-        neutral = np.zeros((*starts.shape[:-1], size - plain), np.float32)
-        starts = np.concatenate([alpha, neutral, symbols], axis=-1)
+    starts = problem.undegraded(np.asarray(jax.device_get(starts), np.float32))
     if starts.ndim == 2:
         starts = np.broadcast_to(starts[None], (len(images), *starts.shape))
     if starts.ndim != 3 or starts.shape[0] != len(images) or starts.shape[2] != size:

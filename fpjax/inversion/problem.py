@@ -152,6 +152,22 @@ class Problem:
         parameters = unknowns[self.scheme.num_alpha : self.num_nuisances]
         return self.degradation(leaky_clip(image, jnp.asarray(leak, image.dtype)), parameters)
 
+    def parameters_of(
+        self, unknowns: Float[np.ndarray, "batch unknowns"]
+    ) -> Float[np.ndarray, "batch parameters"] | None:
+        """The degradation's parameters (B, P) in unknowns (B, K); None where none is looked for."""
+        if self.degradation is None:
+            return None
+        return unknowns[:, self.scheme.num_alpha : self.num_nuisances]
+
+    def undegraded(self, unknowns: np.ndarray) -> np.ndarray:
+        """Unknowns (..., K) that may lack the degradation's parameters, with zeros for them."""
+        plain, free = len(self.scheme.basis), self.scheme.num_alpha
+        if not unknowns.ndim or unknowns.shape[-1] != plain or plain == self.num_unknowns:
+            return unknowns
+        neutral = np.zeros((*unknowns.shape[:-1], self.num_unknowns - plain), unknowns.dtype)
+        return np.concatenate([unknowns[..., :free], neutral, unknowns[..., free:]], axis=-1)
+
     def mean_and_std(self) -> tuple[Float[Array, " unknowns"], Float[Array, " unknowns"]]:
         """Mean and standard deviation (K,) of the unknowns beforehand.
 

@@ -92,7 +92,8 @@ def _errors(problem: Problem, unknowns: Array, windows: Array, image: Array, bat
 @full_precision
 def _nearer(problem: Problem, unknowns: Array, backs: Array, windows: Array, image: Array):
     """Starts (N, K) taken nearer to what was put back, and their errors (N,) at the file."""
-    nearer = jax.vmap(functools.partial(nearer_start, problem))(unknowns, backs)
+    # One by one: factorisations in batches wait for the thread pool that they run in.
+    nearer = jax.lax.map(lambda given: nearer_start(problem, *given), (unknowns, backs))
     return nearer, _errors(problem, nearer, windows, image, len(unknowns))
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 import fpjax
 from fpjax.attacks import GaussianNoise, Jpeg, Rescale
-from fpjax.attribution import files
+from fpjax.attribution import readings
 from fpjax.attribution.decision import Reason
 from fpjax.attribution.pictures import Picture, once_jpeg
 from fpjax.errors import InputError
@@ -24,7 +24,7 @@ from fpjax.inversion.solution import Solution, Status
 from fpjax.io.images import ImageError, save_image
 
 SHAPE, SIZE, LENGTH = (48, 40, 3), 80, 64
-DONE = np.zeros(len(files.DEGRADATION.names), np.float32)
+DONE = np.zeros(len(readings.DEGRADATION.names), np.float32)
 RATE = 1e-6
 
 
@@ -98,7 +98,7 @@ def found(monkeypatch, registry, images):
             parameters=None if problem.degradation is None else np.tile(DONE, (count, 1)),
         )
 
-    monkeypatch.setattr(files, "read_files", invert)
+    monkeypatch.setattr(readings, "read_files", invert)
     return seen
 
 
@@ -176,7 +176,7 @@ def test_noise_of_unknown_power_is_estimated_and_both_tries_are_counted(
 
 
 def test_what_was_done_to_a_picture_is_told(scheme, registry, images, found, monkeypatch):
-    gain = files.DEGRADATION.names.index("gain")
+    gain = readings.DEGRADATION.names.index("gain")
     monkeypatch.setitem(globals(), "DONE", np.where(np.arange(len(DONE)) == gain, 0.1, 0.0))
     noisy = GaussianNoise(std=0.05)(jax.random.key(0), images)
     for verdict in _attribute(scheme, noisy, registry, observation="auto").verdicts:
@@ -184,7 +184,7 @@ def test_what_was_done_to_a_picture_is_told(scheme, registry, images, found, mon
 
 
 def test_a_jpeg_that_explains_nothing_is_doubted(scheme, registry, images, found, monkeypatch):
-    read = files.read_files
+    read = readings.read_files
 
     def invert(problem, targets, solver, **options):
         solution = read(problem, targets, solver, **options)
@@ -192,10 +192,10 @@ def test_a_jpeg_that_explains_nothing_is_doubted(scheme, registry, images, found
             solution.noise_ratio[:] = 8.0
         return solution
 
-    monkeypatch.setattr(files, "read_files", invert)
+    monkeypatch.setattr(readings, "read_files", invert)
     noisy = GaussianNoise(std=0.05)(jax.random.key(0), images)
     black = JpegObservation.of_file(Jpeg(quality=50).encode(np.zeros_like(images[0])))
-    monkeypatch.setattr(files, "once_jpeg", lambda picture: (black, "JPEG 50, by its pixels"))
+    monkeypatch.setattr(readings, "once_jpeg", lambda picture: (black, "JPEG 50, by its pixels"))
     answer = _attribute(scheme, noisy, registry, observation="auto")
     for verdict in answer.verdicts:
         assert verdict.user == "ada" and verdict.attempts == 2

@@ -13,7 +13,7 @@ from fpjax.errors import InputError
 from fpjax.inversion.candidates import invert_candidates
 from fpjax.inversion.degradation import Degradation
 from fpjax.inversion.information import key_information
-from fpjax.inversion.observation import Gaussian
+from fpjax.inversion.observation import Gaussian, Rounded8Bit
 from fpjax.inversion.problem import Problem
 from fpjax.inversion.solvers.matrix_free import MatrixFree
 from fpjax.inversion.window_starts import window_starts
@@ -114,8 +114,8 @@ def degraded(calibrated_scheme):
     pictures = jax.vmap(degradation, (0, None))(
         jnp.asarray(made.images, jnp.float32) / 127.5 - 1, parameters
     )
-    files = np.asarray(Gaussian(0.002).simulate(jax.random.key(7), pictures))
-    problem = Problem(scheme, Gaussian(0.003), degradation=degradation)
+    files = np.asarray(Rounded8Bit().simulate(jax.random.key(7), pictures))
+    problem = Problem(scheme, degradation=degradation)
     return problem, files, np.asarray(keys), np.asarray(parameters), fpjax.invert(problem, files)
 
 
