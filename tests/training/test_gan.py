@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 
 import chex
 import jax
@@ -122,7 +123,7 @@ def test_a_killed_run_continues_to_its_end(tmp_path, request, number):
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout.readline() == b"go\n"
         while process.poll() is None and not list((tmp_path / "samples").glob("*.png")):
-            pass
+            time.sleep(0.05)
         process.send_signal(number)
         code = process.wait()
     if number == signal.SIGINT and code != 0:
