@@ -122,6 +122,7 @@ class Degradation:
         if max(abs(edge) for edge in edges) >= 0.005:
             top, left, bottom, right = edges
             window = [1 + bottom - top, 1 + right - left, (top + bottom) / 2, (left + right) / 2]
+            window = [round(value, 3) + 0.0 for value in window]  # no negative zero
             said.append(
                 "a window of {:.2f} x {:.2f} of its sides, {:+.3f} down and {:+.3f} right".format(
                     *window
