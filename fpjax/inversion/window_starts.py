@@ -44,7 +44,7 @@ def windows() -> Float[np.ndarray, "windows 4"]:
     """The windows that are tried, the whole picture first: parameters of `Degradation`.
 
     >>> windows().shape, windows()[0].tolist()
-    ((190, 4), [0.0, 0.0, 0.0, 0.0])
+    ((211, 4), [0.0, 0.0, 0.0, 0.0])
     """
     found = []
     grid = _STEP * np.arange(-_REACH, _REACH + 1)

@@ -252,7 +252,7 @@ class _Work:
                 )  # fmt: skip
                 arrays = {
                     "true_keys": some,
-                    **{f"solution_{k}": v for k, v in vars(solution).items()},
+                    **{f"solution_{k}": v for k, v in vars(solution).items() if v is not None},
                     **{f"evidence_{k}": v for k, v in seen._asdict().items()},
                 }
                 write_npz(path, arrays)
