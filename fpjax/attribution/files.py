@@ -136,7 +136,7 @@ def attribute(
     if auto:
         rows = np.flatnonzero(~(first.solution.noise_ratio <= first.limits))
         if len(rows):
-            readings.append(second_look(reader, pictures, first, rows))
+            readings.append(second_look(reader, pictures, rows))
     name = " and ".join(reader.names) or reader.chosen(Problem(scheme)).name
     return _answer(
         scheme, readings, registry, false_positive_rate, name, observation or "file", key_progress

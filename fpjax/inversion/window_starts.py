@@ -141,16 +141,15 @@ def window_starts(
             read = linear_read_out(start, back)
         else:
             read, _ = encoder_readings(scheme, back, rereadings=0)
-        batch = min(_DECODED, len(tried))
         given = jax.device_put((read, tried, image))
-        errors = np.asarray(jax.device_get(_errors(plain, *given, batch)))
-        chosen = _apart(errors, tried, num_starts * (1 if start is None else _RIVALS))
-        read, window = read[chosen], tried[chosen]
-        if start is not None:
+        errors = np.asarray(jax.device_get(_errors(plain, *given, _DECODED)))
+        chosen = _apart(errors, tried, num_starts * _RIVALS)
+        read, window, errors = read[chosen], tried[chosen], errors[chosen]
+        if plain.average_rows is not None:  # encoders' and old calibrations have none
             given = jax.device_put((read, back[chosen], window, image))
             read, errors = jax.device_get(_nearer(plain, *given))
-            order = np.argsort(np.nan_to_num(errors, nan=np.inf), kind="stable")[:num_starts]
-            read, window = np.asarray(read)[order], window[order]
+        order = np.argsort(np.nan_to_num(errors, nan=np.inf), kind="stable")[:num_starts]
+        read, window = np.asarray(read)[order], window[order]
         starts[row][:, :free] = read[:, :free]
         starts[row][:, problem.num_nuisances :] = read[:, free:]
         starts[row][:, [free + at for at in named]] = window
