@@ -23,7 +23,8 @@ import fpjax
 from fpjax.cli.common import use_compilation_cache
 from fpjax.fingerprint.calibration import Calibration
 from fpjax.inversion.starts import fit_linear_start
-from fpjax.studies.design import Study, UnreachableQuality, grid
+from fpjax.studies.design import Study, UnreachableQuality
+from fpjax.studies.designs import grid
 
 
 def observation_of(noise):

@@ -117,8 +117,8 @@ def _lanczos(x):
     return jnp.where(jnp.abs(x) < 3, jnp.sinc(x) * jnp.sinc(x / 3), jnp.zeros_like(x))
 
 
-# Those of Pillow.
-_KERNELS = {
+# Pillow's filters.
+KERNELS = {
     "box": lambda x: ((x > -0.5) & (x <= 0.5)).astype(x.dtype),
     "bilinear": lambda x: jnp.maximum(1 - jnp.abs(x), 0),
     "hamming": _hamming,
@@ -147,8 +147,8 @@ def resize(images, shape: tuple[int, int], filter: str = "bicubic", box=None) ->
     (4, 3, 3)
     """
     images = _check(images)
-    if filter not in _KERNELS:
-        raise AttackError(f"resize: filter is {filter!r}, expected one of {', '.join(_KERNELS)}")
+    if filter not in KERNELS:
+        raise AttackError(f"resize: filter is {filter!r}, expected one of {', '.join(KERNELS)}")
     if min(shape) < 1:
         raise AttackError(f"resize: shape is {shape}, expected at least one pixel a side")
     height, width = images.shape[-3:-1]
@@ -165,7 +165,7 @@ def _resampling(length: int, count: int, start, stop, filter: str) -> jax.Array:
     width = jnp.maximum(step, 1)
     centre = start + (jnp.arange(count).astype(step.dtype) + 0.5) * step
     pixel = jnp.arange(length).astype(step.dtype) + 0.5
-    weights = _KERNELS[filter]((pixel[None, :] - centre[:, None]) / width)
+    weights = KERNELS[filter]((pixel[None, :] - centre[:, None]) / width)
     return weights / weights.sum(1, keepdims=True)
 
 

@@ -70,6 +70,13 @@ def add_arguments(parser: common.Parser) -> None:
     )
     add_noise_flag(flags, [0.0, 0.02, 0.05])
     flags.add_argument(
+        "--code",
+        metavar="NAME,...",
+        type=several(_code),
+        help="Codes to judge beside independent bits, at the first shift: bch-SYMBOLS-BITS such "
+        "as bch-64-36, repetition-BITS-REPEATS such as repetition-16-4.",
+    )
+    flags.add_argument(
         "--product", action="store_true", help="Combine other shifts with everything, too."
     )
     flags.add_argument(
@@ -101,15 +108,25 @@ def _shift(text: str) -> int | None:
     return None if text == _LAST else common.whole(0)(text)
 
 
+def _code(text: str) -> str:
+    from fpjax.fingerprint.codes import code_named
+
+    try:
+        code_named(text, masked=False)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
 def main(args: argparse.Namespace) -> int:
     """Runs the command."""
     if args.psnr and args.strength:
         raise common.UsageError("--psnr and --strength: give one of the two")
     out = checked_out(args)
 
-    from fpjax.studies.design import grid
     from fpjax.studies.design_plots import write_page
     from fpjax.studies.design_run import METRICS, Settings, run_design
+    from fpjax.studies.designs import grid
 
     common.use_compilation_cache()
     generator = common.open_generator(args.generator)
@@ -136,6 +153,7 @@ def main(args: argparse.Namespace) -> int:
             psnrs=psnrs,
             strengths=args.strength or [],
             noises=args.noise,
+            codes=args.code or [],
             product=args.product,
         )
 
@@ -166,26 +184,31 @@ def default_shifts(num_directions: int, key_length: int) -> list[int | None]:
 
 
 def _print_table(result: Mapping[str, Any]) -> None:
+    from fpjax.studies.designs import INDEPENDENT, Design
+
     print(
         f"{'basis':7s} {'bits':>4s} {'shift':>5s} {'noise':>5s} {'strength':>8s} {'PSNR':>5s} "
         f"{'lowest':>6s} {'LPIPS':>6s} {'bit error':>9s} {'exact':>6s} {'information':>11s}"
     )
     for row in result["rows"]:
-        design = row["design"]
-        begins = f"{design['basis']:7s} {design['key_length']:4d}"
+        design = Design(**row["design"])
+        begins = f"{design.basis:7s} {design.made_code.payload_bits:4d}"
+        coded = "" if design.code == INDEPENDENT else f"  {design.code}"
         if "reason" in row:
-            shift = _LAST if design["shift"] is None else design["shift"]
-            print(f"{begins} {shift:>5} {design['noise']:5g} {design['psnr']:g} dB: out of reach")
+            shift = _LAST if design.shift is None else design.shift
+            print(f"{begins} {shift:>5} {design.noise:5g} {design.psnr:g} dB: out of reach{coded}")
             continue
         lpips = "-" if row["lpips"] is None else f"{row['lpips']:.4f}"
         print(
-            f"{begins} {row['first_direction']:5d} {design['noise']:5g} {row['strength']:8.3g} "
+            f"{begins} {row['first_direction']:5d} {design.noise:5g} {row['strength']:8.3g} "
             f"{row['psnr']:5.1f} {row['psnr_min']:6.1f} {lpips:>6s} {row['bit_error']:9.4f} "
-            f"{row['exact']:6.4f} {row['mutual_information']:6.1f} bits"
+            f"{row['exact']:6.4f} {row['mutual_information']:6.1f} bits{coded}"
         )
 
 
 def _print_recommendations(result: Mapping[str, Any]) -> None:
+    from fpjax.studies.designs import INDEPENDENT
+
     print(f"all bits of {result['goal_exact']:g} of the pictures right, at the highest PSNR:")
     for case in result["recommendations"]:
         noise = f"noise {case['noise']:g}" if case["noise"] else "rounding"
@@ -197,5 +220,6 @@ def _print_recommendations(result: Mapping[str, Any]) -> None:
                 f"{found['design']['basis']} basis, shift {found['first_direction']}, strength "
                 f"{found['strength']:.3g}: {found['psnr']:.1f} dB"
             )
-        print(f"  {case['key_length']} bits, {noise}: {answer}")
+        code = "" if case["code"] == INDEPENDENT else f" as {case['code']}"
+        print(f"  {case['payload_bits']} bits{code}, {noise}: {answer}")
     print(f"{len(result['rows'])} designs, {result['seconds']:.0f} s")

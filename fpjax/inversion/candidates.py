@@ -24,7 +24,7 @@ from jax.scipy.linalg import cho_solve
 from jaxtyping import Float, Int, Shaped
 
 from fpjax.errors import InputError
-from fpjax.fingerprint.keys import as_bits, level_range
+from fpjax.fingerprint.keys import as_bits
 from fpjax.inversion.driver import invert
 from fpjax.inversion.information import JITTER, linearise, tangents_in_block
 from fpjax.inversion.observation import noise_ratio
@@ -157,16 +157,12 @@ def invert_candidates(
         raise InputError("the solution is of another scheme")
     block, chunk = tangents_in_block(problem, memory), _lanes(problem, steps, memory, count)
     prepared = jax.device_put(problem.prepared())
-    centre, half = level_range(problem.scheme.levels)
-    nuisances = [solution.alpha]
-    if problem.degradation is not None:
-        if solution.parameters is None:
-            raise InputError("the solution is of a problem without a degradation")
-        nuisances.append(solution.parameters)
-    at = np.concatenate([*nuisances, centre + half * (2 * solution.soft_bits - 1)], axis=1)
+    if problem.degradation is not None and solution.parameters is None:
+        raise InputError("the solution is of a problem without a degradation")
+    at = problem.unknowns_of(solution.alpha, solution.soft_bits, solution.parameters)
     found = [np.zeros((len(targets), count), kind) for kind in ("f4", "f4", "f4", "i4")]
     for image, target in enumerate(targets):
-        operands = jax.device_put((at[image].astype(np.float32), target))
+        operands = jax.device_put((at[image], target))
         shared = _linearise(prepared, *operands, block)
         for first in range(0, count, chunk):
             some = symbols[image, first : first + chunk]

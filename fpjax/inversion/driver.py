@@ -360,15 +360,16 @@ def _estimates(solver: Solver, problem: Problem, wave: Wave, wanted: Array):
     estimate = best(lanes)
 
     def residual_of(operands):
-        unknowns, pixels, needed = operands
+        unknowns, target, needed = operands
+        bound, pixels = _bound(problem, target)
         return jax.lax.cond(
             needed,
-            lambda: pixel_residual(problem.degraded(unknowns), pixels),
+            lambda: pixel_residual(bound.observation, bound.degraded(unknowns), pixels),
             lambda: jnp.zeros((), jnp.float32),
         )
 
     # A wave is looked at each time that images of it finish: the others need no decoding.
-    residual = jax.lax.map(residual_of, (estimate.unknowns, wave["targets"][0], wanted))
+    residual = jax.lax.map(residual_of, (estimate.unknowns, wave["targets"], wanted))
     soft_bits = problem.bits_of(estimate.unknowns)
     return estimate, best(wave["status"]), best(steps), residual, soft_bits
 

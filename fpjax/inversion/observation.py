@@ -310,9 +310,13 @@ def relative_noise(observation: Observation) -> Array:
     return jnp.maximum(jnp.asarray(std, jnp.float32) / ROUNDING_STD, 1.0)
 
 
-def pixel_residual(image: Array, target: Array) -> Array:
-    """Root-mean-square difference of unsaturated pixels on [-1, 1], (): the same for every
-    observation, for people to compare."""
+def pixel_residual(observation: Observation, image: Array, target: Array) -> Array:
+    """Root-mean-square difference of the file's unsaturated pixels on [-1, 1], (): the same for
+    every observation, for people to compare. Where an observation changes pixels before they are
+    written, it has a method `filtered` with (what they become, the file's)."""
+    change = getattr(observation, "filtered", None)
+    if change is not None:
+        image, target = change(image, target)
     weight = (jnp.abs(target) < _EDGE).astype(jnp.float32)
     error = jnp.sum(weight * (jnp.clip(image, -1, 1) - target) ** 2)
     return jnp.sqrt(error / jnp.maximum(jnp.sum(weight), 1))

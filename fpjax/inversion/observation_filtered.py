@@ -181,6 +181,11 @@ class Filtered:
         del target
         return self.inner.counted(self._seen(image, 0.0), jnp.asarray(self.picture))
 
+    def filtered(self, image: Array, target: Array) -> tuple[Array, Array]:
+        """What the picture becomes, and the file's pixels, both of the file's size."""
+        del target
+        return self._seen(image, 0.0), jnp.asarray(self.picture)
+
     def simulate(
         self, key: PRNGKeyArray, images: Float[Array, "batch height width channels"]
     ) -> UInt8[Array, "batch rows columns channels"]:

@@ -160,6 +160,27 @@ class Problem:
             return None
         return unknowns[:, self.scheme.num_alpha : self.num_nuisances]
 
+    def unknowns_of(
+        self,
+        alpha: Float[np.ndarray, "batch free"],
+        soft_bits: Float[np.ndarray, "batch symbols"],
+        parameters: Float[np.ndarray, "batch parameters"] | None = None,
+    ) -> Float[np.ndarray, "batch unknowns"]:
+        """Unknowns (B, K) float32 of what a solution of relaxed symbols has.
+
+        Args:
+          alpha: (B, A).
+          soft_bits: (B, L), see `bits_of`.
+          parameters: (B, P) of the degradation; zeros where there are none.
+        """
+        centre, half = level_range(self.scheme.levels)
+        symbols = centre + 2 * half * (soft_bits - 0.5)
+        if self.degradation is None:
+            return np.concatenate([alpha, symbols], axis=1).astype(np.float32)
+        if parameters is None:
+            parameters = np.zeros((len(alpha), len(self.degradation.names)), np.float32)
+        return np.concatenate([alpha, parameters, symbols], axis=1).astype(np.float32)
+
     def undegraded(self, unknowns: np.ndarray) -> np.ndarray:
         """Unknowns (..., K) that may lack the degradation's parameters, with zeros for them."""
         plain, free = len(self.scheme.basis), self.scheme.num_alpha

@@ -43,8 +43,9 @@ from fpjax.studies.capacity import (
     evidence_of,
     usable_users,
 )
-from fpjax.studies.design import Design, Study, UnreachableQuality, study_keys
+from fpjax.studies.design import Study, UnreachableQuality, study_keys
 from fpjax.studies.design_run import read_npz, stored_grams, write_json, write_npz
+from fpjax.studies.designs import Design
 
 FORMAT_VERSION = 1
 RESULT = "capacity.json"

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -30,11 +29,13 @@ from fpjax.io.images import to_uint8
 from fpjax.models.generator import Generator
 from fpjax.studies.curvature import (
     NUM_LATENTS,
+    coded_errors,
     curvature_along,
     decoding_errors,
     information_of,
     pixel_grams,
 )
+from fpjax.studies.designs import INDEPENDENT, Design, Prediction
 from fpjax.studies.quality import Distance, psnr_db
 
 NUM_PICTURES = 64
@@ -50,86 +51,6 @@ _RANGE = math.log(1e12)
 
 class UnreachableQuality(InputError):
     """No strength gives the quality that a design states."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Design:
-    """A choice to be judged.
-
-    Attributes:
-      basis: name of one of the bases given to the study.
-      key_length: bits.
-      shift: first fingerprint direction, or None for the last ones.
-      strength: in the basis's units; or None, and `psnr` says it.
-      psnr: decibels between original and fingerprinted, on average.
-      noise: standard deviation of the noise in the file, on [-1, 1]; 0 is rounding alone.
-
-    Raises:
-      InputError: unless one of `strength` and `psnr` is stated, or for values that cannot be.
-    """
-
-    basis: str
-    key_length: int = 64
-    shift: int | None = None
-    strength: float | None = None
-    psnr: float | None = None
-    noise: float = 0.0
-
-    def __post_init__(self):
-        if (self.strength is None) == (self.psnr is None):
-            raise InputError("a design states its strength or its PSNR: one of the two")
-        if not self.noise >= 0:
-            raise InputError(f"noise {self.noise}: expected a standard deviation, at least 0")
-        if self.strength is not None and not 0 < self.strength < math.inf:
-            raise InputError(f"strength {self.strength}: expected a positive number")
-
-    @property
-    def quality(self) -> tuple[Literal["psnr", "strength"], float]:
-        """What is stated: ("psnr", decibels) or ("strength", units of the basis).
-
-        >>> Design("image", psnr=40.0).quality
-        ('psnr', 40.0)
-        """
-        if self.psnr is not None:
-            return "psnr", self.psnr
-        return "strength", cast(float, self.strength)
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """What a design is expected to give.
-
-    Attributes:
-      design: the choice.
-      first_direction: the design's shift as a number.
-      strength: sigma, solved for where the design states a PSNR.
-      psnr: measured mean PSNR in decibels of 8-bit pictures; `psnr_min` the lowest.
-      bit_error: expected share of wrong bits.
-      exact: expected share of images with every bit right.
-      mutual_information: bits of information about the key, 1/2 log2 det(I + S), averaged.
-      lpips: mean LPIPS between original and fingerprinted, or None where it was not asked for.
-    """
-
-    design: Design
-    first_direction: int
-    strength: float
-    psnr: float
-    psnr_min: float
-    bit_error: float
-    exact: float
-    mutual_information: float
-    lpips: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Prediction:
-        """The prediction that `to_json` gave; other values beside it are passed over."""
-        names = {field.name for field in dataclasses.fields(cls)} - {"design"}
-        rest = {name: value for name, value in values.items() if name in names}
-        return cls(Design(**values["design"]), **rest)
 
 
 @dataclasses.dataclass
@@ -231,7 +152,10 @@ class Study:
         strength = self._strength(placed, design)
         psnr, psnr_min, lpips = self._quality(placed, strength)
         information = self.information(design)
-        bit_error, exact = decoding_errors(information)
+        if design.code == INDEPENDENT:
+            bit_error, exact = decoding_errors(information)
+        else:
+            bit_error, exact = coded_errors(information, design.made_code)
         values = np.maximum(np.linalg.eigvalsh(information), 0)
         return Prediction(
             design,
@@ -363,58 +287,3 @@ def study_keys(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 def _first_direction(design: Design, basis: Basis) -> int:
     return len(basis) - design.key_length if design.shift is None else design.shift
-
-
-def grid(
-    bases: Iterable[str],
-    key_lengths: Sequence[int] = (64,),
-    shifts: Mapping[str, Sequence[int | None]] | None = None,
-    *,
-    psnrs: Sequence[float] = (),
-    strengths: Sequence[float] = (),
-    noises: Sequence[float] = (0.0,),
-    product: bool = False,
-) -> list[Design]:
-    """Designs of lists of choices, in the order that a study judges fastest.
-
-    Every basis, length, quality and noise is combined at the first shift. Other shifts are judged
-    at the first length and the lowest quality alone, unless `product` is set: a key in the first
-    directions overwrites so much of a picture that a high quality is out of reach.
-
-    Args:
-      bases: names.
-      key_lengths: bits; the first is the reference.
-      shifts: first fingerprint directions for each basis; by default the last ones alone.
-      psnrs: decibels, or
-      strengths: in the basis's units: one of the two lists.
-      noises: standard deviations, images in [-1, 1].
-      product: combine everything with everything.
-
-    >>> [d.psnr for d in grid(["image"], psnrs=[40.0, 43.0])]
-    [40.0, 43.0]
-    """
-    if bool(psnrs) == bool(strengths):
-        raise InputError("a grid states strengths or PSNRs: one of the two")
-    qualities = [{"psnr": float(p)} for p in psnrs] + [{"strength": float(s)} for s in strengths]
-    lowest = {"psnr": float(min(psnrs))} if psnrs else {"strength": float(max(strengths))}
-    designs = []
-    for basis in bases:
-        of_basis = (shifts or {}).get(basis) or (None,)
-        for length in key_lengths:
-            for shift in of_basis:
-                few = not product and shift != of_basis[0]
-                if few and length != key_lengths[0]:
-                    continue
-                some = [lowest] if few else qualities
-                designs += [
-                    Design(basis, length, shift, noise=noise, **quality)
-                    for noise in noises
-                    for quality in some
-                ]
-    return designs
-
-
-def recommend(predictions: Sequence[Prediction], exact: float) -> Prediction | None:
-    """The design of highest PSNR whose expected share of exact keys is at least `exact`."""
-    good = [prediction for prediction in predictions if prediction.exact >= exact]
-    return max(good, key=lambda prediction: prediction.psnr, default=None)

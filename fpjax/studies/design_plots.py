@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fpjax.studies.design import Design, Prediction
 from fpjax.studies.design_run import predictions_of
+from fpjax.studies.designs import INDEPENDENT, Design, Prediction
 from fpjax.studies.page import LINES, MARKERS, plot_style, write_study_page
 
 BASIS_NAMES = {"image": "image metric", "latent": "PCA"}
@@ -21,6 +21,7 @@ def is_paper(prediction: Prediction, num_directions: Mapping[str, int]) -> bool:
     last = num_directions[design.basis] - design.key_length
     return (
         design.basis == "latent"
+        and design.code == INDEPENDENT
         and design.key_length == PAPER_LENGTH
         and prediction.first_direction == last
     )
@@ -43,6 +44,7 @@ def write_page(folder: Path, result: Mapping[str, Any]) -> list[Path]:
         result=result,
         names=BASIS_NAMES,
         noise_name=noise_name,
+        payload=lambda design: Design(**design).made_code.payload_bits,
     )
 
 
@@ -50,7 +52,8 @@ def _figures(result: Mapping[str, Any]):
     """(file name, title, what it shows, figure) of each plot for which there are rows."""
     from matplotlib.figure import Figure
 
-    predictions = predictions_of(result["rows"])
+    of_codes = predictions_of(result["rows"])
+    predictions = [p for p in of_codes if p.design.code == INDEPENDENT]
     designs = [Design(**row["design"]) for row in result["rows"]]
     if not predictions:
         return
@@ -111,6 +114,24 @@ def _figures(result: Mapping[str, Any]):
             axes.set_ylim(top=1)
             figure.legend(loc="outside lower center", ncols=2)
             yield name, title, text, figure
+        of_codes = [
+            p for p in of_codes
+            if p.design.basis == designs[0].basis and p.design.shift == designs[0].shift
+            and p.design.key_length == length
+        ]  # fmt: skip
+        if len({p.design.code for p in of_codes}) > 1:
+            figure = Figure()
+            axes = figure.add_subplot()
+            _draw_codes(axes, of_codes, result)
+            title = f"Payloads on {length} directions, {BASIS_NAMES[designs[0].basis]}"
+            axes.set(title=title, xlabel=plots[0][-1], ylabel="Share with a wrong bit (predicted)")
+            figure.legend(loc="outside lower center", ncols=2)
+            text = (
+                "The share of pictures whose payload is not read whole, against PSNR, at equal "
+                "quality for all codes. What lies further down survives more; what carries fewer "
+                "bits must."
+            )
+            yield "payload-quality", title, text, figure
 
 
 def noise_name(noise: float) -> str:
@@ -157,6 +178,30 @@ def _draw(axes, predictions, position: Callable[[Prediction], float], drawn: int
         markeredgecolor="0.4",
         label=f"none wrong in {drawn} keys" if unseen else None,
     )
+
+
+def _draw_codes(axes, predictions: Sequence[Prediction], result: Mapping[str, Any]) -> None:
+    """One curve a code and noise; colours tell codes, lines and markers tell noises."""
+    codes = sorted({p.design.code for p in predictions}, key=lambda code: code != INDEPENDENT)
+    noises = sorted({p.design.noise for p in predictions})
+    axes.set_yscale("log")
+    for colour, code in enumerate(codes):
+        drawn = result["num_drawn_keys" if code == INDEPENDENT else "num_drawn_payloads"]
+        for i, noise in enumerate(noises):
+            of_curve = sorted(
+                (p for p in predictions if (p.design.code, p.design.noise) == (code, noise)),
+                key=lambda p: p.psnr,
+            )
+            payload = of_curve[0].design.made_code.payload_bits if of_curve else 0
+            axes.plot(
+                [p.psnr for p in of_curve],
+                # A logarithmic axis has no zero.
+                [max(1 - p.exact, 1 / drawn) for p in of_curve],
+                color=f"C{colour}",
+                linestyle=LINES[i % len(LINES)],
+                marker=MARKERS[i % len(MARKERS)],
+                label=f"{payload} bits, {code}, {noise_name(noise)}",
+            )
 
 
 def _mark_paper(axes, paper: Sequence[Prediction], drawn: int) -> None:

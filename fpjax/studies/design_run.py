@@ -24,16 +24,9 @@ from fpjax.fingerprint.fit import fit_basis
 from fpjax.io.atomic import atomic_write
 from fpjax.models.generator import Generator
 from fpjax.progress import Progress
-from fpjax.studies.curvature import DRAWS, NUM_LATENTS, iter_pixel_grams
-from fpjax.studies.design import (
-    NUM_PICTURES,
-    Design,
-    Prediction,
-    Study,
-    UnreachableQuality,
-    recommend,
-    study_keys,
-)
+from fpjax.studies.curvature import CODE_DRAWS, DRAWS, NUM_LATENTS, iter_pixel_grams
+from fpjax.studies.design import NUM_PICTURES, Study, UnreachableQuality, study_keys
+from fpjax.studies.designs import Design, Prediction, recommend
 from fpjax.studies.quality import lpips_distance
 
 FORMAT_VERSION = 1
@@ -133,16 +126,18 @@ def run_design(
         grams=grams,
         perceptual=perceptual,
     )
-    done = {json.dumps(row["design"], sort_keys=True): row for row in before}
+    # Rows from before there were codes do not name theirs.
+    done = {Design(**row["design"]): row for row in before}
     result["num_directions"] = {name: len(basis) for name, basis in bases.items()}
     result["num_drawn_keys"] = DRAWS * settings.num_latents
+    result["num_drawn_payloads"] = CODE_DRAWS * settings.num_latents
     for i, design in enumerate(chosen):
-        name = json.dumps(dataclasses.asdict(design), sort_keys=True)
-        if name not in done:
-            done[name] = _judged(study, design)
-        result["rows"].append(done[name])
+        if design not in done:
+            done[design] = _judged(study, design)
+        result["rows"].append({**done[design], "design": dataclasses.asdict(design)})
         # What an earlier run had found stays in the file until this one comes to it.
-        later = [row for row in before if row not in result["rows"]]
+        judged = {Design(**row["design"]) for row in result["rows"]}
+        later = [row for row in before if Design(**row["design"]) not in judged]
         write_json(folder / RESULT, {**result, "rows": result["rows"] + later})
         progress("judging designs", i + 1, len(chosen))
     result["recommendations"] = recommendations(result["rows"], goal_exact)
@@ -158,25 +153,32 @@ def predictions_of(rows: Sequence[Mapping[str, Any]]) -> list[Prediction]:
 
 
 def recommendations(rows: Sequence[Mapping[str, Any]], exact: float) -> list[dict[str, Any]]:
-    """For each noise and key length: the design of highest PSNR that reaches the goal, or None.
+    """For each noise, key length and code: the design of highest PSNR that reaches the goal, or
+    None.
 
     Args:
       rows: of a result.
       exact: share of images with every bit right.
 
     Returns:
-      Dicts of `noise`, `key_length` and `prediction`.
+      Dicts of `noise`, `key_length`, `code`, `payload_bits` and `prediction`.
     """
     predictions = predictions_of(rows)
-    cases = sorted({(p.design.noise, p.design.key_length) for p in predictions})
+
+    def case(p: Prediction) -> tuple:
+        return p.design.noise, p.design.made_code.payload_bits, p.design.key_length, p.design.code
+
     found = []
-    for noise, length in cases:
-        of_case = [
-            p for p in predictions if (p.design.noise, p.design.key_length) == (noise, length)
-        ]
-        best = recommend(of_case, exact)
-        values = None if best is None else best.to_json()
-        found.append({"noise": noise, "key_length": length, "prediction": values})
+    for noise, payload, length, code in sorted({case(p) for p in predictions}):
+        best = recommend(
+            [p for p in predictions if case(p) == (noise, payload, length, code)], exact
+        )
+        found.append(
+            {
+                "noise": noise, "key_length": length, "code": code, "payload_bits": payload,
+                "prediction": None if best is None else best.to_json(),
+            }
+        )  # fmt: skip
     return found
 
 
@@ -210,11 +212,13 @@ def _opened(folder: Path, header: dict[str, Any], resume: bool) -> list[dict[str
     try:
         begun = json.loads(file.read_text("utf-8"))
         rows = begun["rows"]
+        for row in rows:
+            Design(**row["design"])
     except FileNotFoundError:
         if folder.exists() and any(folder.iterdir()):
             raise InputError(f"{folder}: no {RESULT}, so no study to go on with") from None
         return []
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, InputError) as error:
         raise InputError(f"{file}: damaged; remove it") from error
     for name, value in header.items():
         if begun.get(name) != value:

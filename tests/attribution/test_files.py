@@ -4,13 +4,15 @@ Inversion is replaced by what it would find, so that these facts are those of re
 but for the last test; other inversions of such files are in `tests/inversion`.
 """
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 import fpjax
-from fpjax.attacks import GaussianNoise, Jpeg, Rescale
+from fpjax.attacks import GaussianNoise, Jpeg, Rescale, Resize
 from fpjax.attribution import readings
 from fpjax.attribution.decision import Reason
 from fpjax.attribution.pictures import Picture, once_jpeg
@@ -20,6 +22,7 @@ from fpjax.fingerprint.keys import unpack_words
 from fpjax.inversion.observation import Gaussian, PerImage, Rounded8Bit
 from fpjax.inversion.observation_filtered import Filtered
 from fpjax.inversion.observation_jpeg import Jpeg as JpegObservation
+from fpjax.inversion.resizes import Resized
 from fpjax.inversion.solution import Solution, Status
 from fpjax.io.images import ImageError, save_image
 
@@ -181,6 +184,31 @@ def test_what_was_done_to_a_picture_is_told(scheme, registry, images, found, mon
     noisy = GaussianNoise(std=0.05)(jax.random.key(0), images)
     for verdict in _attribute(scheme, noisy, registry, observation="auto").verdicts:
         assert verdict.history.startswith("gain 1.10 and noise of 0.0")
+
+
+@pytest.mark.parametrize(("share", "believed"), [(0.1, True), (0.9, False)])
+def test_a_resize_is_believed_where_it_comes_much_nearer(
+    scheme, registry, images, found, monkeypatch, share, believed
+):
+    read = readings.read_files
+
+    def invert(problem, targets, solver, **options):
+        solution = read(problem, targets, solver, **options)
+        through = isinstance(getattr(found[-1], "observation", None), Filtered)
+        return dataclasses.replace(
+            solution, residual=solution.residual * np.float32(share if through else 1)
+        )
+
+    monkeypatch.setattr(readings, "read_files", invert)
+    monkeypatch.setattr(readings, "resized", lambda *pair: Resized(0.75, "bicubic", 0.005, 2.0))
+    small = Resize(scale=0.75)(None, images)
+    for verdict in _attribute(scheme, small, registry, observation="auto").verdicts:
+        # A look that is thrown away was no test of a key.
+        assert verdict.user == "ada" and verdict.attempts == 2
+        assert verdict.history.startswith("a resize to 0.75 of its sides and") == believed
+    seen = [seen.observation for seen in found if isinstance(seen, PerImage)]
+    assert any(isinstance(observation, Filtered) for observation in seen)
+    assert seen[-1].picture.shape == images.shape if believed else isinstance(seen[-1], Gaussian)
 
 
 def test_a_jpeg_that_explains_nothing_is_doubted(scheme, registry, images, found, monkeypatch):

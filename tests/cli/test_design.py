@@ -35,12 +35,17 @@ def test_a_study_is_printed_kept_and_resumed(tmp_path, capsys, request):
     assert run(["design", *small, "--basis=latent", "--no_page", out]) == 1
     assert "--resume" in capsys.readouterr().err
     again = [*small, "--basis=latent", "--resume", "--goal_exact=0.2", "--shift=last,0", out]
+    again.append("--code=repetition-2-2")
     pytest.importorskip("matplotlib")
     assert run(["design", *again]) == 0
     printed = capsys.readouterr().out
     assert "page: " in printed and (tmp_path / "study" / "index.html").exists()
+    assert (tmp_path / "study" / "payload-quality.png").exists()
+    assert printed.count("bits  repetition-2-2") == 2 * 2
+    assert "\n  2 bits as repetition-2-2, noise 0.3: " in printed
     resumed = json.loads((tmp_path / "study" / "design.json").read_text())
-    assert all(row in result["rows"] for row in resumed["rows"])
+    plain = [row for row in resumed["rows"] if row["design"]["code"] == "independent"]
+    assert plain and all(row in result["rows"] for row in plain)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +56,7 @@ def test_a_study_is_printed_kept_and_resumed(tmp_path, capsys, request):
         (["--out=x", "--psnr=high"], 2, "psnr"),
         (["--out=x", "--noise=3"], 2, "noise"),
         (["--out=x", "--basis=pca"], 2, "basis"),
+        (["--out=x", "--code=bch-64-60"], 2, "no BCH code"),
         (["--out=x", "--lpips", *SMALL], 1, "at least 16 a side"),
     ],
 )

@@ -1,24 +1,22 @@
 """Predictions of designs: closed forms, simulated estimates, solved strengths, and inversions."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 import fpjax
 from fpjax.errors import InputError
 from fpjax.fingerprint.basis import pca, sample_latents
+from fpjax.fingerprint.codes import code_named
 from fpjax.inversion.information import decide_bits
 from fpjax.inversion.observation import ROUNDING_STD
-from fpjax.studies.curvature import decide_symbols, decoding_errors, pixel_grams
-from fpjax.studies.design import (
-    Design,
-    Prediction,
-    Study,
-    UnreachableQuality,
-    grid,
-    recommend,
-)
+from fpjax.studies.curvature import coded_errors, decide_symbols, decoding_errors, pixel_grams
+from fpjax.studies.design import Study, UnreachableQuality
+from fpjax.studies.designs import Design, Prediction, grid, recommend
 from fpjax.studies.quality import lpips_distance, psnr_db
 from tests import toys
 
@@ -204,6 +202,31 @@ def test_grids_vary_shifts_at_the_lowest_quality_unless_all_is_asked_for():
         grid(["image"], psnrs=[40], strengths=[1.0])
 
 
+def test_grids_judge_codes_at_the_first_shift():
+    choices = dict(key_lengths=(64, 8), shifts={"image": (None, 0)}, psnrs=(40, 43))
+    some = grid(["image"], **choices, codes=("independent", "bch-64-36", "repetition-4-2"))
+    coded = [d for d in some if d.code != "independent"]
+    assert len(some) == len(grid(["image"], **choices)) + 4
+    assert [(d.code, d.key_length, d.psnr) for d in coded] == [
+        ("bch-64-36", 64, 40), ("bch-64-36", 64, 43),
+        ("repetition-4-2", 8, 40), ("repetition-4-2", 8, 43),
+    ]  # fmt: skip
+    assert {d.shift for d in coded} == {None}
+
+
+def test_payloads_survive_what_bits_do_not(linear):
+    """A repeated bit is a longer direction: its error has a closed form."""
+    flat = 0.25 * np.eye(12)[None]
+    wrong, exact = coded_errors(flat, code_named("repetition-4-3", masked=False), draws=4000)
+    expected = scipy.stats.norm.sf(np.sqrt(3 * 0.25))
+    assert abs(wrong - expected) < 4 * np.sqrt(expected / 16000)
+    assert abs(exact - (1 - expected) ** 4) < 0.05
+    design = Design("image", 12, None, strength=0.02, noise=NOISE)
+    plain = linear.predict(design)
+    coded = linear.predict(dataclasses.replace(design, code="repetition-2-6"))
+    assert coded.exact > plain.exact and coded.psnr == plain.psnr
+
+
 def test_predictions_go_through_json():
     import json
 
@@ -220,6 +243,8 @@ def test_predictions_go_through_json():
         (dict(basis="image", psnr=40.0, strength=1.0), "one of the two"),
         (dict(basis="image", psnr=40.0, noise=-0.1), "at least 0"),
         (dict(basis="image", strength=0.0), "positive"),
+        (dict(basis="image", psnr=40.0, code="bch-63-45"), "not 64 symbols"),
+        (dict(basis="image", psnr=40.0, code="bch-64-60"), "no BCH code of 64 symbols"),
     ],
 )
 def test_designs_that_cannot_be_are_refused(choice, message):

@@ -1,6 +1,7 @@
 """Design studies in a folder: interrupted and resumed, recommended from, drawn."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -8,9 +9,9 @@ import pytest
 
 from fpjax.errors import InputError
 from fpjax.studies import design_run
-from fpjax.studies.design import Design, Prediction, grid
 from fpjax.studies.design_plots import is_paper, write_page
 from fpjax.studies.design_run import Settings, recommendations, run_design
+from fpjax.studies.designs import Design, Prediction, grid
 from tests import toys
 
 SETTINGS = Settings(num_samples=400, num_jacobians=2, num_latents=4, num_pictures=8)
@@ -120,6 +121,19 @@ def test_recommendations_are_of_each_noise_and_length(whole):
         assert (best is None) == (not rows)
         if rows:
             assert best["psnr"] == max(row["psnr"] for row in rows)
+
+
+def test_rows_from_before_there_were_codes_are_kept(whole, tmp_path):
+    folder, result = whole
+    shutil.copytree(folder, tmp_path / "old")
+    old = json.loads((folder / "design.json").read_text())
+    for row in old["rows"]:
+        del row["design"]["code"]
+        row["seconds"] = 7.0
+    (tmp_path / "old" / "design.json").write_text(json.dumps(old))
+    again = run(tmp_path / "old", resume=True)
+    assert without_seconds(again) == without_seconds(result)
+    assert {row["seconds"] for row in again["rows"]} == {7.0}
 
 
 def test_the_published_choice_is_known():

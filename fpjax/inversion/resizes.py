@@ -1,0 +1,128 @@
+"""Whether a picture was resized and brought back to its size, told from what an inversion made.
+
+A kernel and a window do not explain such a picture: its weights change from pixel to pixel, with
+the phase between the two grids. But the sizes and filters are few, and the right one makes of a
+roughly right picture something clearly nearer to the file than every other one does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from fpjax.attacks.linear import KERNELS
+from fpjax.inversion.observation_filtered import Filter
+from fpjax.precision import full_precision
+
+Array = jax.Array
+
+SMALLEST = 0.375
+"""Scale from which on sizes are tried."""
+_ALIKE = 1.5 / 32
+"""Scales nearer to each other than that are no rivals."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Resized:
+    """What fits a file best.
+
+    Attributes:
+      scale: side between / side.
+      filter: one of Pillow's, both times.
+      error: rms of what is left, of [-1, 1].
+      margin: the least error at a clearly different scale, or without a resize, over `error`.
+    """
+
+    scale: float
+    filter: str
+    error: float
+    margin: float
+
+    def made(self, height: int, width: int) -> Filter:
+        """The filter, for pictures of a size."""
+        return Filter.resize_and_back(height, width, self.scale, self.filter)
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        return f"a resize to {self.scale:.2f} of its sides and back ({self.filter})"
+
+
+def resized(
+    made: Float[np.ndarray, "height width channels"],
+    file: Float[np.ndarray, "height width channels"],
+) -> Resized | None:
+    """The resize that leads from one picture to another best; None where none is nearer.
+
+    Args:
+      made: (H, W, C) in [-1, 1], about what the picture was before.
+      file: (H, W, C) in [-1, 1]; pixels at the ends of that range are left out.
+
+    >>> picture = np.random.default_rng(0).uniform(-0.5, 0.5, (32, 24, 3)).astype(np.float32)
+    >>> file = np.asarray(Filter.resize_and_back(32, 24, 0.75, "bilinear")(picture))
+    >>> found = resized(picture, file)
+    >>> found.scale, found.filter, found.error < 1e-6, found.margin > 10
+    (0.75, 'bilinear', True, True)
+    """
+    height, width = made.shape[:2]
+    longer = max(height, width)
+    # All of them: the phases of two neighbours differ by a pixel. The last is the picture itself.
+    scales = np.arange(max(1, round(SMALLEST * longer)), longer + 1) / longer
+    errors = _errors(made, file, scales)
+    kernel, at = np.unravel_index(np.argmin(errors), errors.shape)
+    if scales[at] == 1:
+        return None
+    rivals = (np.abs(scales - scales[at]) > _ALIKE) | (scales == 1)
+    error = float(errors[kernel, at])
+    margin = float(errors[:, rivals].min()) / max(error, 1e-9)
+    return Resized(float(scales[at]), list(KERNELS)[kernel], error, margin)
+
+
+def _errors(made, file, scales) -> Float[np.ndarray, "filters scales"]:
+    sides = [np.maximum(1, np.rint(scales * side)).astype(np.float32) for side in made.shape[:2]]
+    given = jax.device_put((made, file, *sides))
+    return np.stack([jax.device_get(_rms(*given, filter=filter)) for filter in KERNELS])
+
+
+@functools.partial(jax.jit, static_argnames="filter")
+@full_precision
+def _rms(made: Array, file: Array, heights: Array, widths: Array, *, filter: str) -> Array:
+    counted = (jnp.abs(file) < 0.99).astype(file.dtype)
+
+    def rms(sides: tuple[Array, Array]) -> Array:
+        rows, columns = (
+            there_and_back(length, side, filter)
+            for length, side in zip(made.shape[:2], sides, strict=True)
+        )
+        seen = jnp.einsum("ih,hwc->iwc", rows, jnp.clip(made, -1, 1))
+        seen = jnp.einsum("jw,iwc->ijc", columns, seen)
+        return jnp.sqrt(jnp.sum(counted * jnp.square(seen - file)) / jnp.maximum(counted.sum(), 1))
+
+    return jax.lax.map(rms, (heights, widths))
+
+
+def there_and_back(length: int, between: Array, filter: str) -> Array:
+    """(length, length): an axis resampled to `between` samples and back; `between` is traced.
+
+    >>> there_and_back(4, jnp.float32(2.0), "box")[0].tolist()
+    [0.5, 0.5, 0.0, 0.0]
+    """
+    kernel = KERNELS[filter]
+    place = jnp.arange(length).astype(between.dtype) + 0.5
+    inside = (place < between).astype(between.dtype)
+    step = length / between
+
+    def normal(weights: Array) -> Array:
+        total = weights.sum(1, keepdims=True)
+        return weights / jnp.where(total == 0, 1, total)
+
+    there = normal(kernel((place[None, :] - place[:, None] * step) / jnp.maximum(step, 1)))
+    back = normal(
+        inside[None, :] * kernel((place[None, :] - place[:, None] / step) * jnp.minimum(step, 1))
+    )
+    return jnp.matmul(back, there)

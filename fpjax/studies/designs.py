@@ -1,0 +1,176 @@
+"""What a design study judges, and what it says: designs, predictions, grids, recommendations."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, cast
+
+from fpjax.errors import InputError
+from fpjax.fingerprint.codes import Code, IndependentBits, code_named
+
+INDEPENDENT = IndependentBits.name
+"""The name of no code."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Design:
+    """A choice to be judged.
+
+    Attributes:
+      basis: name of one of the bases given to the study.
+      key_length: symbols, each on a direction; they are the key's bits where there is no code.
+      shift: first fingerprint direction, or None for the last ones.
+      strength: in the basis's units; or None, and `psnr` says it.
+      psnr: decibels between original and fingerprinted, on average.
+      noise: standard deviation of the noise in the file, on [-1, 1]; 0 is rounding alone.
+      code: what the symbols carry, see `code_named`.
+
+    Raises:
+      InputError: unless one of `strength` and `psnr` is stated, or for values that cannot be.
+    """
+
+    basis: str
+    key_length: int = 64
+    shift: int | None = None
+    strength: float | None = None
+    psnr: float | None = None
+    noise: float = 0.0
+    code: str = INDEPENDENT
+
+    def __post_init__(self):
+        if self.made_code.num_symbols != self.key_length:
+            raise InputError(f"code {self.code}: its words are not {self.key_length} symbols long")
+        if (self.strength is None) == (self.psnr is None):
+            raise InputError("a design states its strength or its PSNR: one of the two")
+        if not self.noise >= 0:
+            raise InputError(f"noise {self.noise}: expected a standard deviation, at least 0")
+        if self.strength is not None and not 0 < self.strength < math.inf:
+            raise InputError(f"strength {self.strength}: expected a positive number")
+
+    @functools.cached_property
+    def made_code(self) -> Code:
+        """The code, without a mask.
+
+        >>> Design("image", 64, psnr=40.0, code="repetition-16-4").made_code.payload_bits
+        16
+        """
+        try:
+            return code_named(self.code, masked=False) or IndependentBits(self.key_length)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+
+    @property
+    def quality(self) -> tuple[Literal["psnr", "strength"], float]:
+        """What is stated: ("psnr", decibels) or ("strength", units of the basis).
+
+        >>> Design("image", psnr=40.0).quality
+        ('psnr', 40.0)
+        """
+        if self.psnr is not None:
+            return "psnr", self.psnr
+        return "strength", cast(float, self.strength)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a design is expected to give.
+
+    Attributes:
+      design: the choice.
+      first_direction: the design's shift as a number.
+      strength: sigma, solved for where the design states a PSNR.
+      psnr: measured mean PSNR in decibels of 8-bit pictures; `psnr_min` the lowest.
+      bit_error: expected share of wrong bits; of payload bits where there is a code.
+      exact: expected share of images with every bit right.
+      mutual_information: bits of information about the key, 1/2 log2 det(I + S), averaged.
+      lpips: mean LPIPS between original and fingerprinted, or None where it was not asked for.
+    """
+
+    design: Design
+    first_direction: int
+    strength: float
+    psnr: float
+    psnr_min: float
+    bit_error: float
+    exact: float
+    mutual_information: float
+    lpips: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Prediction:
+        """The prediction that `to_json` gave; other values beside it are passed over."""
+        names = {field.name for field in dataclasses.fields(cls)} - {"design"}
+        rest = {name: value for name, value in values.items() if name in names}
+        return cls(Design(**values["design"]), **rest)
+
+
+def grid(
+    bases: Iterable[str],
+    key_lengths: Sequence[int] = (64,),
+    shifts: Mapping[str, Sequence[int | None]] | None = None,
+    *,
+    psnrs: Sequence[float] = (),
+    strengths: Sequence[float] = (),
+    noises: Sequence[float] = (0.0,),
+    codes: Sequence[str] = (),
+    product: bool = False,
+) -> list[Design]:
+    """Designs of lists of choices, in the order that a study judges fastest.
+
+    Every basis, length, quality and noise is combined at the first shift. Other shifts are judged
+    at the first length and the lowest quality alone, unless `product` is set: a key in the first
+    directions overwrites so much of a picture that a high quality is out of reach.
+
+    Args:
+      bases: names.
+      key_lengths: bits; the first is the reference.
+      shifts: first fingerprint directions for each basis; by default the last ones alone.
+      psnrs: decibels, or
+      strengths: in the basis's units: one of the two lists.
+      noises: standard deviations, images in [-1, 1].
+      codes: names for `code_named`, judged at the first shift.
+      product: combine everything with everything.
+
+    >>> [d.psnr for d in grid(["image"], psnrs=[40.0, 43.0])]
+    [40.0, 43.0]
+    """
+    if bool(psnrs) == bool(strengths):
+        raise InputError("a grid states strengths or PSNRs: one of the two")
+    qualities = [{"psnr": float(p)} for p in psnrs] + [{"strength": float(s)} for s in strengths]
+    lowest = {"psnr": float(min(psnrs))} if psnrs else {"strength": float(max(strengths))}
+    designs = []
+    for basis in bases:
+        of_basis = (shifts or {}).get(basis) or (None,)
+        for length in key_lengths:
+            for shift in of_basis:
+                few = not product and shift != of_basis[0]
+                if few and length != key_lengths[0]:
+                    continue
+                some = [lowest] if few else qualities
+                designs += [
+                    Design(basis, length, shift, noise=noise, **quality)
+                    for noise in noises
+                    for quality in some
+                ]
+        for code in codes:
+            made = code_named(code, masked=False)
+            length = key_lengths[0] if made is None else made.num_symbols
+            designs += [
+                Design(basis, length, of_basis[0], noise=noise, code=code, **quality)
+                for noise in noises
+                for quality in qualities
+            ]
+    return list(dict.fromkeys(designs))
+
+
+def recommend(predictions: Sequence[Prediction], exact: float) -> Prediction | None:
+    """The design of highest PSNR whose expected share of exact keys is at least `exact`."""
+    good = [prediction for prediction in predictions if prediction.exact >= exact]
+    return max(good, key=lambda prediction: prediction.psnr, default=None)
