@@ -25,6 +25,7 @@ from fpjax.fingerprint.keys import level_range
 from fpjax.inversion.information import decide_bits
 from fpjax.inversion.observation import PerImage, pixel_residual
 from fpjax.inversion.problem import Problem, check_images
+from fpjax.inversion.rounds import chunk_sizes, images_in_wave
 from fpjax.inversion.solution import RUNNING, Solution, Status
 from fpjax.inversion.solvers.base import Solver
 from fpjax.inversion.solvers.default import default_solver
@@ -33,12 +34,6 @@ from fpjax.precision import full_precision
 
 Array = jax.Array
 Progress = Callable[[int, int], None]
-
-_WAVE = 64
-"""Images that are on a device at once: enough that its last, partly filled rounds hardly count."""
-
-_MOST_LANES = 256
-"""Lanes in a round, at most."""
 
 
 class Wave(dict):
@@ -143,8 +138,8 @@ def invert_iter(
     problem = placed.put_everywhere(problem.prepared())
     devices = mesh.devices.size
     lanes = starts.shape[1]
-    wave_size = devices * min(_WAVE, 1 << (-(-count // devices) - 1).bit_length())
-    chunks = _chunk_sizes(solver, problem, memory, wave_size // devices * lanes)
+    wave_size = devices * images_in_wave(solver, problem, -(-count // devices))
+    chunks = chunk_sizes(solver, problem, memory, wave_size // devices * lanes)
     # The lanes of a round share what memory there is.
     plans = {size: solver.plan(problem, memory // size) for size in chunks}
     done = 0
@@ -432,18 +427,3 @@ def _check_starts(problem: Problem, images: np.ndarray, starts: Any, solver: Sol
             f"starts have shape {starts.shape}: expected (S, {size}) or ({len(images)}, S, {size})"
         )
     return starts
-
-
-def _chunk_sizes(solver: Solver, problem: Problem, memory: int, lanes: int) -> tuple[int, ...]:
-    """Lanes in a round, largest first: a power of two that fits memory, and an eighth of it for the
-    last lanes. Few sizes, so that few programs are compiled."""
-    on_cpu = jax.default_backend() == "cpu"
-    if on_cpu and solver.cpu_lanes == 1:
-        return (1,)  # whatever a lane takes, which is found by tracing the generator
-    fits = memory // max(1, solver.lane_bytes(problem))
-    if on_cpu:
-        # Few lanes fill the cores; more at once would only wait for one another.
-        fits = min(fits, solver.cpu_lanes)
-    largest = max(1, min(fits, lanes, _MOST_LANES))
-    largest = 1 << (largest.bit_length() - 1)
-    return (largest,) if largest < 8 else (largest, largest // 8)

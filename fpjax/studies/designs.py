@@ -143,8 +143,11 @@ def grid(
     """
     if bool(psnrs) == bool(strengths):
         raise InputError("a grid states strengths or PSNRs: one of the two")
-    qualities = [{"psnr": float(p)} for p in psnrs] + [{"strength": float(s)} for s in strengths]
-    lowest = {"psnr": float(min(psnrs))} if psnrs else {"strength": float(max(strengths))}
+    qualities: list[dict[str, Any]] = [{"psnr": float(p)} for p in psnrs]
+    qualities += [{"strength": float(s)} for s in strengths]
+    lowest: dict[str, Any] = (
+        {"psnr": float(min(psnrs))} if psnrs else {"strength": float(max(strengths))}
+    )
     designs = []
     for basis in bases:
         of_basis = (shifts or {}).get(basis) or (None,)

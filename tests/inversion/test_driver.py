@@ -41,7 +41,7 @@ def test_answers_do_not_depend_on_the_company_an_image_is_in(scheme, images):
 
 
 def test_images_are_yielded_as_they_are_finished_each_once(scheme, images, keys, monkeypatch):
-    monkeypatch.setattr(driver, "_WAVE", 4)
+    monkeypatch.setattr(driver, "images_in_wave", lambda *arguments: 4)
     seen, calls = [], []
     for rows, part in fpjax.invert_iter(
         Problem(scheme), images, starts=toys.starts(scheme), progress=lambda *c: calls.append(c)
@@ -72,7 +72,7 @@ def test_a_bad_first_start_is_rescued_by_the_second(scheme, images, keys):
 @pytest.mark.parametrize("lanes", [1, 2, 8])
 def test_chunks_of_any_size_compute_what_single_lanes_do(scheme, images, monkeypatch, lanes):
     alone = fpjax.invert(Problem(scheme), images, starts=toys.starts(scheme))
-    monkeypatch.setattr(driver, "_chunk_sizes", lambda *arguments: (lanes,))
+    monkeypatch.setattr(driver, "chunk_sizes", lambda *arguments: (lanes,))
     chunked = fpjax.invert(Problem(scheme), images, starts=toys.starts(scheme))
     np.testing.assert_array_equal(alone.keys, chunked.keys)
     # Batched products are summed in another order, and a stop may come a step later.
@@ -82,7 +82,7 @@ def test_chunks_of_any_size_compute_what_single_lanes_do(scheme, images, monkeyp
 def test_chunks_shrink_to_the_memory_budget(scheme):
     problem = Problem(scheme)
     large, small, none = (
-        driver._chunk_sizes(Adam(), problem, memory, 1000)[0] for memory in (1 << 30, 1 << 18, 1)
+        driver.chunk_sizes(Adam(), problem, memory, 1000)[0] for memory in (1 << 30, 1 << 18, 1)
     )
     assert large > small >= none == 1
 
@@ -97,8 +97,20 @@ def test_lanes_of_a_round_share_the_memory(scheme, images):
 
     solver = Asking(num_steps=1)
     fpjax.invert(Problem(scheme), images[:8], solver, starts=toys.starts(scheme), memory=1 << 24)
-    sizes = driver._chunk_sizes(solver, Problem(scheme), 1 << 24, 8)
+    sizes = driver.chunk_sizes(solver, Problem(scheme), 1 << 24, 8)
     assert sizes[0] > 1 and asked == [(1 << 24) // size for size in sizes]
+
+
+def test_a_few_images_more_or_fewer_compile_nothing(scheme, images):
+    """Lanes that go one by one share programs: of one image, of up to 8, and of more."""
+    starts = toys.starts(scheme)
+    problem = Problem(scheme)
+    fpjax.invert(problem, images[:2], starts=starts)
+    before = driver._round._cache_size(), driver._init._cache_size()
+    alone = fpjax.invert(problem, images[:5], starts=starts)
+    found = fpjax.invert(problem, images[:8], starts=starts)
+    np.testing.assert_array_equal(alone.soft_bits, found.soft_bits[:5])
+    assert (driver._round._cache_size(), driver._init._cache_size()) == before
 
 
 def test_other_arrays_of_the_same_shapes_compile_nothing(scheme, images):

@@ -254,7 +254,7 @@ def test_noisy_lanes_go_side_by_side(monkeypatch):
     """As on an accelerator: lanes that are there wait for those that still take slopes."""
     problem, files, starts = _noisy(scale=0.1, std=0.05)
     alone = fpjax.invert(problem, files, starts=starts)
-    monkeypatch.setattr(driver, "_chunk_sizes", lambda *arguments: (4,))
+    monkeypatch.setattr(driver, "chunk_sizes", lambda *arguments: (4,))
     together = fpjax.invert(problem, files, starts=starts)
     np.testing.assert_allclose(together.soft_bits, alone.soft_bits, atol=1e-3)
     np.testing.assert_allclose(together.loss, alone.loss, atol=1e-2)

@@ -1,0 +1,48 @@
+"""How many images are on a device at once, and how many of their lanes a round advances."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+
+from fpjax.inversion.problem import Problem
+from fpjax.inversion.solvers.base import Solver
+
+_WAVE = 64
+"""Images that are on a device at once: enough that its last, partly filled rounds hardly count."""
+
+_CPU_WAVES = (1, 8, _WAVE)
+"""Sizes of waves where lanes go one by one: what is padded costs next to nothing, and each size
+compiles its own programs."""
+
+_PADDED_BYTES = 1 << 26
+"""Images of such waves, at most: 64 of 256 x 256 pixels are 48 MiB."""
+
+_MOST_LANES = 256
+"""Lanes in a round, at most."""
+
+
+def images_in_wave(solver: Solver, problem: Problem, count: int) -> int:
+    """Images of a device that are in a wave, where it has `count`; few sizes, so that few programs
+    are compiled."""
+    if jax.default_backend() == "cpu" and solver.cpu_lanes == 1:
+        size = next((size for size in _CPU_WAVES if size >= count), _WAVE)
+        if 4 * math.prod(problem.scheme.generator.image_shape) * size <= _PADDED_BYTES:
+            return size
+    return min(_WAVE, 1 << (count - 1).bit_length())
+
+
+def chunk_sizes(solver: Solver, problem: Problem, memory: int, lanes: int) -> tuple[int, ...]:
+    """Lanes in a round, largest first: a power of two that fits memory, and an eighth of it for the
+    last lanes. Few sizes, so that few programs are compiled."""
+    on_cpu = jax.default_backend() == "cpu"
+    if on_cpu and solver.cpu_lanes == 1:
+        return (1,)  # whatever a lane takes, which is found by tracing the generator
+    fits = memory // max(1, solver.lane_bytes(problem))
+    if on_cpu:
+        # Few lanes fill the cores; more at once would only wait for one another.
+        fits = min(fits, solver.cpu_lanes)
+    largest = max(1, min(fits, lanes, _MOST_LANES))
+    largest = 1 << (largest.bit_length() - 1)
+    return (largest,) if largest < 8 else (largest, largest // 8)
