@@ -120,11 +120,12 @@ def nearer_start(
     problem: Problem,
     start: Float[Array, " unknowns"],
     target: Float[Array, "height width channels"],
+    steps: int = _NEARER_STEPS,
 ) -> Float[Array, " unknowns"]:
     """A start (K,) that explains an image's low-passed pixels better, by forward passes alone.
 
     Descends with the average Jacobian of the calibration in place of the image's own, for at most
-    40 forward passes. Where the first steps make it worse, the start stays what it is.
+    `steps` forward passes. Where the first steps make it worse, the start stays what it is.
     """
     assert isinstance(problem.prior, GaussianPrior) and problem.average_rows is not None
     mean, std = problem.prior.mean_and_std(problem.scheme)
@@ -146,7 +147,7 @@ def nearer_start(
         (mean, 1 / std**2),
         jnp.ones((), jnp.float32),
         bounded=problem.bounded,
-        steps=_NEARER_STEPS,
+        steps=steps,
     ).unknowns
 
 

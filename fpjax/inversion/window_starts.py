@@ -32,8 +32,9 @@ _REACH = 2
 _SIZES = (0.95, 0.9, 0.85)
 """Sides of the cropped windows that are tried."""
 _WINDOW = Degradation(("window",))
-_RIVALS = 2
-"""Of the best windows, as a multiple of the starts, how many are looked at again."""
+_TAKEN_NEARER = ((12, 8), (2, 40))
+"""Rounds in which the best windows are taken nearer: how many, as a multiple of the starts, and for
+how many forward passes each."""
 _NOISE = 0.05
 """That is assumed while windows are compared."""
 _DECODED = 64
@@ -88,12 +89,14 @@ def _errors(problem: Problem, unknowns: Array, windows: Array, image: Array, bat
     return jax.lax.map(error, (unknowns, windows), batch_size=batch)
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnums=5)
 @full_precision
-def _nearer(problem: Problem, unknowns: Array, backs: Array, windows: Array, image: Array):
+def _nearer(
+    problem: Problem, unknowns: Array, backs: Array, windows: Array, image: Array, steps: int
+):
     """Starts (N, K) taken nearer to what was put back, and their errors (N,) at the file."""
     # One by one: factorisations in batches wait for the thread pool that they run in.
-    nearer = jax.lax.map(lambda given: nearer_start(problem, *given), (unknowns, backs))
+    nearer = jax.lax.map(lambda given: nearer_start(problem, *given, steps), (unknowns, backs))
     return nearer, _errors(problem, nearer, windows, image, len(unknowns))
 
 
@@ -143,13 +146,15 @@ def window_starts(
             read, _ = encoder_readings(scheme, back, rereadings=0)
         given = jax.device_put((read, tried, image))
         errors = np.asarray(jax.device_get(_errors(plain, *given, _DECODED)))
-        chosen = _apart(errors, tried, num_starts * _RIVALS)
-        read, window, errors = read[chosen], tried[chosen], errors[chosen]
-        if plain.average_rows is not None:  # encoders' and old calibrations have none
-            given = jax.device_put((read, back[chosen], window, image))
-            read, errors = jax.device_get(_nearer(plain, *given))
+        window = tried
+        for rivals, steps in _TAKEN_NEARER:
+            chosen = _apart(errors, window, num_starts * rivals)
+            read, window, back, errors = (x[chosen] for x in (read, window, back, errors))
+            if plain.average_rows is not None:  # encoders' and old calibrations have none
+                given = jax.device_put((read, back, window, image))
+                read, errors = map(np.asarray, jax.device_get(_nearer(plain, *given, steps)))
         order = np.argsort(np.nan_to_num(errors, nan=np.inf), kind="stable")[:num_starts]
-        read, window = np.asarray(read)[order], window[order]
+        read, window = read[order], window[order]
         starts[row][:, :free] = read[:, :free]
         starts[row][:, problem.num_nuisances :] = read[:, free:]
         starts[row][:, [free + at for at in named]] = window

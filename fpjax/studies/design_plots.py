@@ -128,8 +128,8 @@ def _figures(result: Mapping[str, Any]):
             figure.legend(loc="outside lower center", ncols=2)
             text = (
                 "The share of pictures whose payload is not read whole, against PSNR, at equal "
-                "quality for all codes. What lies further down survives more; what carries fewer "
-                "bits must."
+                "quality for all codes. What lies further down survives more. Where none was "
+                "wrong, one in all that were drawn is shown."
             )
             yield "payload-quality", title, text, figure
 
@@ -182,7 +182,8 @@ def _draw(axes, predictions, position: Callable[[Prediction], float], drawn: int
 
 def _draw_codes(axes, predictions: Sequence[Prediction], result: Mapping[str, Any]) -> None:
     """One curve a code and noise; colours tell codes, lines and markers tell noises."""
-    codes = sorted({p.design.code for p in predictions}, key=lambda code: code != INDEPENDENT)
+    payloads = {p.design.code: p.design.made_code.payload_bits for p in predictions}
+    codes = sorted(payloads, key=lambda code: (code != INDEPENDENT, -payloads[code], code))
     noises = sorted({p.design.noise for p in predictions})
     axes.set_yscale("log")
     for colour, code in enumerate(codes):
@@ -192,7 +193,6 @@ def _draw_codes(axes, predictions: Sequence[Prediction], result: Mapping[str, An
                 (p for p in predictions if (p.design.code, p.design.noise) == (code, noise)),
                 key=lambda p: p.psnr,
             )
-            payload = of_curve[0].design.made_code.payload_bits if of_curve else 0
             axes.plot(
                 [p.psnr for p in of_curve],
                 # A logarithmic axis has no zero.
@@ -200,7 +200,7 @@ def _draw_codes(axes, predictions: Sequence[Prediction], result: Mapping[str, An
                 color=f"C{colour}",
                 linestyle=LINES[i % len(LINES)],
                 marker=MARKERS[i % len(MARKERS)],
-                label=f"{payload} bits, {code}, {noise_name(noise)}",
+                label=f"{payloads[code]} bits, {code}, {noise_name(noise)}",
             )
 
 

@@ -168,6 +168,18 @@ def test_candidates_are_compared_with_the_parameters_free_too(degraded):
         invert_candidates(problem, files, some, dataclasses.replace(found, parameters=None))
 
 
+def test_a_crop_s_window_is_among_the_starts():
+    scheme = fpjax.load_scheme("avatars-stylegan2")
+    keys = fpjax.sample_keys(jax.random.key(8), 2, scheme.key_length)
+    images = fpjax.generate(scheme, jax.random.key(9), keys).images
+    cropped = CropResize(side=0.9, position="centre")(jax.random.key(0), images)  # 29 of 32, from 1
+    problem = Problem(scheme, Gaussian(0.3), degradation=Degradation(("window", "kernel")))
+    starts = window_starts(problem, cropped.astype(np.float32) / 127.5 - 1)
+    found = 32 * starts[..., scheme.num_alpha : scheme.num_alpha + 4]
+    far = np.abs(found - [1, 1, -2, -2]).max(-1)
+    assert (far.min(1) <= 1.01).all()
+
+
 def test_starts_know_which_window_was_taken():
     scheme = fpjax.load_scheme("avatars-stylegan2")
     keys = fpjax.sample_keys(jax.random.key(8), 2, scheme.key_length)
