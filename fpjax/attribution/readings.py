@@ -61,13 +61,12 @@ _LITTLE = 0.3
 """Share of it below which most of what is left is the assumption's own doing: a third of it is
 tried next."""
 
-_BRIEF = 1
+_BRIEF = 2
 """Jacobians of the first reading, after which a picture that is far from explained is read
-otherwise."""
+otherwise. Clean files are explained by then; after one they have residuals of up to 10."""
 
-_PROMISING = 5.0
-"""Residual after those, in units of the noise, up to which the first reading goes on: clean files
-have 1 to 4.4, brightened ones 5.5 and more, blurred ones 60 and more."""
+_PROMISING = 3.0
+"""Residual after those, in units of the noise, up to which the first reading goes on."""
 
 _STALLED_AFTER = 3
 """Jacobians after which a picture that is not explained and hardly moves is given up."""
