@@ -24,7 +24,6 @@ from fpjax.attribution.pictures import (
     sized,
     with_noise,
 )
-from fpjax.fingerprint.decode import decode_images
 from fpjax.fingerprint.scheme import Scheme
 from fpjax.inversion.degradation import Degradation
 from fpjax.inversion.driver import invert
@@ -39,7 +38,7 @@ from fpjax.inversion.readers import (
     read_files,
     where_it_reads,
 )
-from fpjax.inversion.resizes import Resized, resized
+from fpjax.inversion.resizes import Resized, made, resized
 from fpjax.inversion.solution import Solution, Status
 from fpjax.inversion.solvers.default import default_solver
 from fpjax.inversion.solvers.levenberg_marquardt import LevenbergMarquardt
@@ -294,7 +293,9 @@ def _degraded(reader: FileReader, pictures: list[Picture], rows: np.ndarray) -> 
     return Readings.together(parts)
 
 
-def _noisy(picture: Picture, shape: tuple[int, int, int], std: float, *, filter: Filter | None):
+def _noisy(
+    picture: Picture, shape: tuple[int, int, int], std: float, *, filter: Filter | None
+) -> Observation:
     """Noise before the picture was written, and a filter before that."""
     inner = with_noise(picture.jpeg, std)
     if filter is None:
@@ -307,16 +308,13 @@ def _resizes(
 ) -> list[Resized | None]:
     """Of each picture, the resize that it went through and back, where there clearly is one."""
     shape = scheme.generator.image_shape
-    problem = Problem(scheme)
-    unknowns = problem.unknowns_of(rough.alpha, rough.soft_bits)
-    alpha, symbols = jax.device_put(tuple(np.split(unknowns, [scheme.num_alpha], axis=1)))
-    latents = scheme.latents_of(alpha, symbols)
-    images = decode_images(scheme.generator, latents)
+    problem = jax.device_put(Problem(scheme).prepared())
     resizes: list[Resized | None] = []
-    for image, picture, left in zip(images, pictures, std, strict=True):
+    unknowns = Problem(scheme).unknowns_of(rough.alpha, rough.soft_bits)
+    for point, picture, left in zip(unknowns, pictures, std, strict=True):
         found = None
-        if picture.pixels.shape == shape and np.isfinite(image).all():
-            found = resized(image, from_uint8(picture.pixels))
+        if picture.pixels.shape == shape and np.isfinite(point).all():
+            found = resized(made(problem, point), from_uint8(picture.pixels))
         if found is not None and (found.margin < _CLEAR or found.error > _NO_WORSE * left):
             found = None
         resizes.append(found)
@@ -329,7 +327,7 @@ def _resized(
     """Pictures that were resized and brought back to their size, in a known way."""
     shape = reader.scheme.generator.image_shape
     observe = [
-        functools.partial(_noisy, picture, shape, filter=found.made(*shape[:2]))
+        functools.partial(_noisy, picture, shape, filter=found.as_filter(*shape[:2]))
         for picture, found in zip(pictures, resizes, strict=True)
     ]
     solution, limits = _with_less_noise(
@@ -355,7 +353,7 @@ def _with_less_noise(
     left = np.arange(len(pictures))
     for _ in range(_LOOKS - 1):
         settled = (std >= _SETTLED * noise) & (std <= noise / _SETTLED)
-        settled |= (std <= noise) & (noise <= 2 * ROUNDING_STD)
+        settled |= (std <= noise) & (noise <= 2 * _ROUNDING)
         left = left[~settled[left]]
         if not len(left):
             break

@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from fpjax.attacks.linear import KERNELS
 from fpjax.inversion.observation_filtered import Filter
+from fpjax.inversion.problem import Problem
 from fpjax.precision import full_precision
 
 Array = jax.Array
@@ -43,7 +44,7 @@ class Resized:
     error: float
     margin: float
 
-    def made(self, height: int, width: int) -> Filter:
+    def as_filter(self, height: int, width: int) -> Filter:
         """The filter, for pictures of a size."""
         return Filter.resize_and_back(height, width, self.scale, self.filter)
 
@@ -53,14 +54,27 @@ class Resized:
         return f"a resize to {self.scale:.2f} of its sides and back ({self.filter})"
 
 
+def made(
+    problem: Problem, unknowns: Float[np.ndarray, " unknowns"]
+) -> Float[np.ndarray, "height width channels"]:
+    """What an inversion made, (H, W, C) in [-1, 1]: the picture of unknowns (K,)."""
+    return np.asarray(jax.device_get(_image(problem, jax.device_put(unknowns))))
+
+
+@jax.jit
+@full_precision
+def _image(problem: Problem, unknowns: Array) -> Array:
+    return jnp.clip(problem.image(unknowns), -1, 1)
+
+
 def resized(
-    made: Float[np.ndarray, "height width channels"],
+    picture: Float[np.ndarray, "height width channels"],
     file: Float[np.ndarray, "height width channels"],
 ) -> Resized | None:
     """The resize that leads from one picture to another best; None where none is nearer.
 
     Args:
-      made: (H, W, C) in [-1, 1], about what the picture was before.
+      picture: (H, W, C) in [-1, 1], about what the picture was before.
       file: (H, W, C) in [-1, 1]; pixels at the ends of that range are left out.
 
     >>> picture = np.random.default_rng(0).uniform(-0.5, 0.5, (32, 24, 3)).astype(np.float32)
@@ -69,11 +83,11 @@ def resized(
     >>> found.scale, found.filter, found.error < 1e-6, found.margin > 10
     (0.75, 'bilinear', True, True)
     """
-    height, width = made.shape[:2]
+    height, width = picture.shape[:2]
     longer = max(height, width)
     # All of them: the phases of two neighbours differ by a pixel. The last is the picture itself.
     scales = np.arange(max(1, round(SMALLEST * longer)), longer + 1) / longer
-    errors = _errors(made, file, scales)
+    errors = _errors(picture, file, scales)
     kernel, at = np.unravel_index(np.argmin(errors), errors.shape)
     if scales[at] == 1:
         return None
@@ -83,23 +97,23 @@ def resized(
     return Resized(float(scales[at]), list(KERNELS)[kernel], error, margin)
 
 
-def _errors(made, file, scales) -> Float[np.ndarray, "filters scales"]:
-    sides = [np.maximum(1, np.rint(scales * side)).astype(np.float32) for side in made.shape[:2]]
-    given = jax.device_put((made, file, *sides))
+def _errors(picture, file, scales) -> Float[np.ndarray, "filters scales"]:
+    sides = [np.maximum(1, np.rint(scales * side)).astype(np.float32) for side in picture.shape[:2]]
+    given = jax.device_put((picture, file, *sides))
     return np.stack([jax.device_get(_rms(*given, filter=filter)) for filter in KERNELS])
 
 
 @functools.partial(jax.jit, static_argnames="filter")
 @full_precision
-def _rms(made: Array, file: Array, heights: Array, widths: Array, *, filter: str) -> Array:
+def _rms(picture: Array, file: Array, heights: Array, widths: Array, *, filter: str) -> Array:
     counted = (jnp.abs(file) < 0.99).astype(file.dtype)
 
     def rms(sides: tuple[Array, Array]) -> Array:
         rows, columns = (
             there_and_back(length, side, filter)
-            for length, side in zip(made.shape[:2], sides, strict=True)
+            for length, side in zip(picture.shape[:2], sides, strict=True)
         )
-        seen = jnp.einsum("ih,hwc->iwc", rows, jnp.clip(made, -1, 1))
+        seen = jnp.einsum("ih,hwc->iwc", rows, jnp.clip(picture, -1, 1))
         seen = jnp.einsum("jw,iwc->ijc", columns, seen)
         return jnp.sqrt(jnp.sum(counted * jnp.square(seen - file)) / jnp.maximum(counted.sum(), 1))
 

@@ -95,8 +95,13 @@ def _nearer(
     problem: Problem, unknowns: Array, backs: Array, windows: Array, image: Array, steps: int
 ):
     """Starts (N, K) taken nearer to what was put back, and their errors (N,) at the file."""
+
     # One by one: factorisations in batches wait for the thread pool that they run in.
-    nearer = jax.lax.map(lambda given: nearer_start(problem, *given, steps), (unknowns, backs))
+    def taken(operands):
+        unknowns, back = operands
+        return nearer_start(problem, unknowns, back, steps)
+
+    nearer = jax.lax.map(taken, (unknowns, backs))
     return nearer, _errors(problem, nearer, windows, image, len(unknowns))
 
 

@@ -68,4 +68,4 @@ def test_what_was_not_resized_is_left_alone(picture):
 def test_its_words_say_what_was_done(picture):
     found = resized(_float(picture), _float(Resize(scale=0.75)(None, picture[None])[0]))
     assert found.words == "a resize to 0.75 of its sides and back (bicubic)"
-    assert found.made(44, 40).rows.shape == (44, 44)
+    assert found.as_filter(44, 40).rows.shape == (44, 44)
