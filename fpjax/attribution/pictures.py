@@ -121,7 +121,7 @@ def sized(picture: Picture, shape: tuple[int, int, int], inner: Observation) -> 
 
 
 def at_size(pixels: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Pixels at the generator's size: where inversions start, and what residuals are shown of."""
+    """Pixels at the generator's size: where inversions start."""
     if pixels.shape == shape:
         return from_uint8(pixels)
     filter = Filter.resize(pixels.shape[0], pixels.shape[1], shape[:2], RESIZE_FILTER)

@@ -271,7 +271,7 @@ def _degraded(reader: FileReader, pictures: list[Picture], rows: np.ndarray) -> 
         [observe(MUCH_NOISE) for observe in plain], pictures, reader.rough, degradation=DEGRADATION
     )
     std = _noise_left(rough, pictures)
-    resizes = _resizes(reader.scheme, rough, pictures, std)
+    resizes = _resizes(reader.scheme, rough, pictures)
     parts, done = [], np.zeros(len(pictures), bool)
     tried = np.array([i for i, found in enumerate(resizes) if found is not None], int)
     if len(tried):
@@ -303,15 +303,13 @@ def _noisy(
     return Filtered(filter, from_uint8(picture.pixels), inner)
 
 
-def _resizes(
-    scheme: Scheme, rough: Solution, pictures: list[Picture], std: np.ndarray
-) -> list[Resized | None]:
+def _resizes(scheme: Scheme, rough: Solution, pictures: list[Picture]) -> list[Resized | None]:
     """Of each picture, the resize that it went through and back, where there clearly is one."""
     shape = scheme.generator.image_shape
     problem = jax.device_put(Problem(scheme).prepared())
     resizes: list[Resized | None] = []
     unknowns = Problem(scheme).unknowns_of(rough.alpha, rough.soft_bits)
-    for point, picture, left in zip(unknowns, pictures, std, strict=True):
+    for point, picture, left in zip(unknowns, pictures, rough.residual, strict=True):
         found = None
         if picture.pixels.shape == shape and np.isfinite(point).all():
             found = resized(made(problem, point), from_uint8(picture.pixels))
@@ -332,7 +330,9 @@ def _resized(
     ]
     solution, limits = _with_less_noise(
         reader, pictures, observe, rough, np.zeros(len(pictures)),
-        np.array([found.error for found in resizes]),
+        np.array(
+            [added_noise(f.error, p.jpeg) for f, p in zip(resizes, pictures, strict=True)]
+        ),
     )  # fmt: skip
     words = [found.words for found in resizes]
     return _told(pictures, np.arange(len(pictures)), solution, limits, words)

@@ -147,12 +147,8 @@ def invert_iter(
         rows = np.arange(first, min(first + wave_size, count))
         padded = np.concatenate([rows, np.full(wave_size - len(rows), rows[0])])
         targets = images[padded], jax.tree.map(lambda leaf, p=padded: leaf[p], observations)
-        wave = _begin(solver, placed, chunks[0], problem, targets, starts[padded])
         real = np.arange(wave_size) < len(rows)
-        if len(rows) < wave_size:
-            wave["status"] = placed.put_lanes(
-                np.where(real[None], _fetch(wave["status"]), np.int32(Status.SUPERSEDED))
-            )
+        wave = _begin(solver, placed, chunks[0], problem, targets, starts[padded], real)
         yielded = ~real
         while True:
             status = _fetch(wave["status"])
@@ -237,8 +233,7 @@ def _sharded(placed: _Placed, function: Callable) -> Callable:
 @full_precision
 def _init(solver: Solver, placed: _Placed, chunk: int, problem: Problem, wave: Wave) -> Wave:
     def local(problem, wave):
-        def image(operands):
-            starts, target = operands
+        def begin(starts, target):
             bound, pixels = _bound(problem, target)
             states = jax.lax.map(lambda start: solver.init(bound, start, pixels), starts)
             finite = jnp.all(jnp.isfinite(pixels))
@@ -246,9 +241,20 @@ def _init(solver: Solver, placed: _Placed, chunk: int, problem: Problem, wave: W
             ended = jnp.where(finite, begun, jnp.int32(Status.NOT_FINITE))
             return states, ended
 
-        per_image = jnp.swapaxes(wave["state"], 0, 1)
+        def image(operands):
+            starts, target, status = operands
+            # Images that only fill the wave begin nothing.
+            states, _ = jax.eval_shape(begin, starts, target)
+            nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), states), status
+            return jax.lax.cond(
+                jnp.all(status == RUNNING), lambda: begin(starts, target), lambda: nothing
+            )
+
+        per_image, status = (jnp.swapaxes(wave[name], 0, 1) for name in ("state", "status"))
         most = min(chunk, len(per_image))
-        state, status = jax.lax.map(image, (per_image, wave["targets"]), batch_size=most)
+        # In batches, even of one, both sides of a condition are computed.
+        batch = None if most == 1 else most
+        state, status = jax.lax.map(image, (per_image, wave["targets"], status), batch_size=batch)
         state, status = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (state, status))
         return Wave(state=state, status=status, targets=wave["targets"])
 
@@ -279,10 +285,11 @@ def _bound(problem: Problem, target: Any) -> tuple[Problem, Array]:
     return dataclasses.replace(problem, observation=observation), pixels
 
 
-def _begin(solver, placed: _Placed, chunk: int, problem, targets, starts) -> Wave:
+def _begin(solver, placed: _Placed, chunk: int, problem, targets, starts, real) -> Wave:
+    status = np.where(real, np.int32(RUNNING), np.int32(Status.SUPERSEDED))
     wave = Wave(
         state=placed.put_lanes(np.ascontiguousarray(starts.swapaxes(0, 1))),
-        status=placed.put_lanes(np.full(starts.shape[1::-1], RUNNING, np.int32)),
+        status=placed.put_lanes(np.tile(status, (starts.shape[1], 1))),
         targets=jax.tree.map(placed.put_images, targets),
     )
     return _init(solver, placed, chunk, problem, wave)

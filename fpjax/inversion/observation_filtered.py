@@ -110,12 +110,12 @@ def _matrices(operation, height: int, width: int) -> tuple[np.ndarray, np.ndarra
     def along(axis: int, length: int) -> np.ndarray:
         # Channel c holds a picture that is 1 in row (or column) c alone.
         shape = (length, 1, length) if axis == 0 else (1, length, length)
-        units = jnp.eye(length, dtype=jnp.float32).reshape(shape)
+        units = np.eye(length, dtype=np.float32).reshape(shape)
         other = width if axis == 0 else height
-        units = jnp.broadcast_to(
+        units = np.broadcast_to(
             units, (length, other, length) if axis == 0 else (other, length, length)
         )
-        out = np.asarray(jax.device_get(operation(units)))
+        out = np.asarray(jax.device_get(operation(jax.device_put(units))))
         return np.ascontiguousarray(out[:, 0] if axis == 0 else out[0])
 
     return along(0, height), along(1, width)

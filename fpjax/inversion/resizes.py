@@ -33,12 +33,14 @@ class Resized:
     """What fits a file best.
 
     Attributes:
-      scale: side between / side.
+      between: (height, width) between, pixels.
+      scale: side between / side, of the longer one.
       filter: one of Pillow's, both times.
       error: rms of what is left, of [-1, 1].
       margin: the least error at a clearly different scale, or without a resize, over `error`.
     """
 
+    between: tuple[int, int]
     scale: float
     filter: str
     error: float
@@ -46,7 +48,9 @@ class Resized:
 
     def as_filter(self, height: int, width: int) -> Filter:
         """The filter, for pictures of a size."""
-        return Filter.resize_and_back(height, width, self.scale, self.filter)
+        there = Filter.resize(height, width, self.between, self.filter)
+        back = Filter.resize(*self.between, (height, width), self.filter)
+        return Filter(back.rows @ there.rows, back.columns @ there.columns)
 
     @property
     def words(self) -> str:
@@ -83,23 +87,40 @@ def resized(
     >>> found.scale, found.filter, found.error < 1e-6, found.margin > 10
     (0.75, 'bilinear', True, True)
     """
-    height, width = picture.shape[:2]
-    longer = max(height, width)
-    # All of them: the phases of two neighbours differ by a pixel. The last is the picture itself.
-    scales = np.arange(max(1, round(SMALLEST * longer)), longer + 1) / longer
-    errors = _errors(picture, file, scales)
+    shape = picture.shape[:2]
+    sizes = _sizes(*shape)
+    errors = _errors(picture, file, sizes)
     kernel, at = np.unravel_index(np.argmin(errors), errors.shape)
-    if scales[at] == 1:
+    error, own = float(errors[kernel, at]), float(errors[:, -1].min())
+    if not error < own:
         return None
-    rivals = (np.abs(scales - scales[at]) > _ALIKE) | (scales == 1)
-    error = float(errors[kernel, at])
-    margin = float(errors[:, rivals].min()) / max(error, 1e-9)
-    return Resized(float(scales[at]), list(KERNELS)[kernel], error, margin)
+    scales = sizes.max(1) / max(shape)
+    rivals = np.abs(scales - scales[at]) > _ALIKE
+    rival = min(own, float(errors[:, rivals].min(initial=np.inf)))
+    between = int(sizes[at, 0]), int(sizes[at, 1])
+    return Resized(
+        between, float(scales[at]), list(KERNELS)[kernel], error, rival / max(error, 1e-9)
+    )
 
 
-def _errors(picture, file, scales) -> Float[np.ndarray, "filters scales"]:
-    sides = [np.maximum(1, np.rint(scales * side)).astype(np.float32) for side in picture.shape[:2]]
-    given = jax.device_put((picture, file, *sides))
+def _sizes(height: int, width: int) -> np.ndarray:
+    """Sizes (N, 2) that one scale of both sides comes to, the picture's own last.
+
+    All of them: the phases of neighbours differ by a pixel.
+
+    >>> _sizes(3, 2).tolist()
+    [[1, 1], [2, 1], [2, 2], [3, 2]]
+    """
+    # Sizes change where a scale brings a side to half a pixel.
+    edges = [(np.arange(1, side + 1) - 0.5) / side for side in (height, width)]
+    edges = np.unique(np.concatenate(edges))
+    scales = np.concatenate([(edges[1:] + edges[:-1]) / 2, [1.0]])
+    scales = scales[scales >= SMALLEST]
+    return np.unique(np.maximum(1, np.rint(scales[:, None] * [height, width])).astype(int), axis=0)
+
+
+def _errors(picture, file, sizes) -> Float[np.ndarray, "filters sizes"]:
+    given = jax.device_put((picture, file, *np.ascontiguousarray(sizes.T, np.float32)))
     return np.stack([jax.device_get(_rms(*given, filter=filter)) for filter in KERNELS])
 
 

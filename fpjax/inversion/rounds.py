@@ -13,11 +13,11 @@ _WAVE = 64
 """Images that are on a device at once: enough that its last, partly filled rounds hardly count."""
 
 _CPU_WAVES = (1, 8, _WAVE)
-"""Sizes of waves where lanes go one by one: what is padded costs next to nothing, and each size
-compiles its own programs."""
+"""Sizes of waves where lanes go one by one: what is padded begins nothing, and each size compiles
+its own programs."""
 
 _PADDED_BYTES = 1 << 26
-"""Images of such waves, at most: 64 of 256 x 256 pixels are 48 MiB."""
+"""Pixels of such waves, at most: 64 images of 256 x 256 are 48 MiB."""
 
 _MOST_LANES = 256
 """Lanes in a round, at most."""

@@ -43,7 +43,8 @@ class Solution:
       keys: (B, L) uint8, the decoded bits.
       soft_bits: (B, L) float32, the relaxed bits before the decision; 0.5 is undecided.
       alpha: (B, K - L) float32.
-      residual: (B,) float32, root-mean-square difference on [-1, 1] over unsaturated pixels.
+      residual: (B,) float32, root-mean-square difference on [-1, 1] over the file's unsaturated
+        pixels, of what the observation makes of the picture where it filters.
       noise_ratio: (B,) float32, residual in units of the observation's own noise; about 1 where
         nothing but noise is left.
       loss: (B,) float32, final value of what was minimised: nats, up to a constant.

@@ -28,6 +28,7 @@ from fpjax.fingerprint.scheme import Scheme
 from fpjax.io.images import to_uint8
 from fpjax.models.generator import Generator
 from fpjax.studies.curvature import (
+    DRAWS,
     NUM_LATENTS,
     coded_errors,
     curvature_along,
@@ -156,6 +157,8 @@ class Study:
             bit_error, exact = decoding_errors(information)
         else:
             bit_error, exact = coded_errors(information, design.made_code)
+            if exact == 1:
+                bit_error, exact = coded_errors(information, design.made_code, draws=DRAWS)
         values = np.maximum(np.linalg.eigvalsh(information), 0)
         return Prediction(
             design,

@@ -55,7 +55,7 @@ def _figures(result: Mapping[str, Any]):
     of_codes = predictions_of(result["rows"])
     predictions = [p for p in of_codes if p.design.code == INDEPENDENT]
     designs = [Design(**row["design"]) for row in result["rows"]]
-    if not predictions:
+    if not of_codes:
         return
     length = designs[0].key_length
     shifts = {design.basis: design.shift for design in reversed(designs)}  # the first of each
@@ -114,24 +114,27 @@ def _figures(result: Mapping[str, Any]):
             axes.set_ylim(top=1)
             figure.legend(loc="outside lower center", ncols=2)
             yield name, title, text, figure
-        of_codes = [
-            p for p in of_codes
-            if p.design.basis == designs[0].basis and p.design.shift == designs[0].shift
-            and p.design.key_length == length
-        ]  # fmt: skip
-        if len({p.design.code for p in of_codes}) > 1:
+        coded = [p for p in of_codes if p.design.code != INDEPENDENT]
+        for length in sorted({p.design.key_length for p in coded}, reverse=True):
+            basis = designs[0].basis
+            some = [
+                p
+                for p in of_codes
+                if (p.design.basis, p.design.shift) == (basis, shifts[basis])
+                and p.design.key_length == length
+            ]
             figure = Figure()
             axes = figure.add_subplot()
-            _draw_codes(axes, of_codes, result)
-            title = f"Payloads on {length} directions, {BASIS_NAMES[designs[0].basis]}"
+            _draw_codes(axes, some, result["num_drawn_keys"])
+            title = f"Payloads on {length} directions, {BASIS_NAMES[basis]}"
             axes.set(title=title, xlabel=plots[0][-1], ylabel="Share with a wrong bit (predicted)")
             figure.legend(loc="outside lower center", ncols=2)
             text = (
                 "The share of pictures whose payload is not read whole, against PSNR, at equal "
                 "quality for all codes. What lies further down survives more. Where none was "
-                "wrong, one in all that were drawn is shown."
+                f"wrong in {result['num_drawn_keys']} that were drawn, one in all of them is shown."
             )
-            yield "payload-quality", title, text, figure
+            yield f"payload-quality-{length}", title, text, figure
 
 
 def noise_name(noise: float) -> str:
@@ -180,14 +183,13 @@ def _draw(axes, predictions, position: Callable[[Prediction], float], drawn: int
     )
 
 
-def _draw_codes(axes, predictions: Sequence[Prediction], result: Mapping[str, Any]) -> None:
+def _draw_codes(axes, predictions: Sequence[Prediction], drawn: int) -> None:
     """One curve a code and noise; colours tell codes, lines and markers tell noises."""
     payloads = {p.design.code: p.design.made_code.payload_bits for p in predictions}
     codes = sorted(payloads, key=lambda code: (code != INDEPENDENT, -payloads[code], code))
     noises = sorted({p.design.noise for p in predictions})
     axes.set_yscale("log")
     for colour, code in enumerate(codes):
-        drawn = result["num_drawn_keys" if code == INDEPENDENT else "num_drawn_payloads"]
         for i, noise in enumerate(noises):
             of_curve = sorted(
                 (p for p in predictions if (p.design.code, p.design.noise) == (code, noise)),

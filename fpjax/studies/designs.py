@@ -57,10 +57,7 @@ class Design:
         >>> Design("image", 64, psnr=40.0, code="repetition-16-4").made_code.payload_bits
         16
         """
-        try:
-            return code_named(self.code, masked=False) or IndependentBits(self.key_length)
-        except ValueError as error:
-            raise InputError(str(error)) from None
+        return _code(self.code) or IndependentBits(int(self.key_length))
 
     @property
     def quality(self) -> tuple[Literal["psnr", "strength"], float]:
@@ -111,6 +108,15 @@ class Prediction:
         return cls(Design(**values["design"]), **rest)
 
 
+def _code(name: str) -> Code | None:
+    if not isinstance(name, str):
+        raise InputError(f"code {name!r}: expected a name")
+    try:
+        return code_named(name, masked=False)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
 def grid(
     bases: Iterable[str],
     key_lengths: Sequence[int] = (64,),
@@ -122,7 +128,7 @@ def grid(
     codes: Sequence[str] = (),
     product: bool = False,
 ) -> list[Design]:
-    """Designs of lists of choices, in the order that a study judges fastest.
+    """Designs of lists of choices, in the order that a study judges fastest; codes come last.
 
     Every basis, length, quality and noise is combined at the first shift. Other shifts are judged
     at the first length and the lowest quality alone, unless `product` is set: a key in the first
@@ -163,7 +169,7 @@ def grid(
                     for quality in some
                 ]
         for code in codes:
-            made = code_named(code, masked=False)
+            made = _code(code)
             length = key_lengths[0] if made is None else made.num_symbols
             designs += [
                 Design(basis, length, of_basis[0], noise=noise, code=code, **quality)

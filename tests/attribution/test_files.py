@@ -200,7 +200,9 @@ def test_a_resize_is_believed_where_it_comes_much_nearer(
         )
 
     monkeypatch.setattr(readings, "read_files", invert)
-    monkeypatch.setattr(readings, "resized", lambda *pair: Resized(0.75, "bicubic", 0.005, 2.0))
+    monkeypatch.setattr(
+        readings, "resized", lambda *pair: Resized((36, 30), 0.75, "bicubic", 0.005, 2.0)
+    )
     small = Resize(scale=0.75)(None, images)
     for verdict in _attribute(scheme, small, registry, observation="auto").verdicts:
         # A look that is thrown away was no test of a key.

@@ -40,7 +40,7 @@ def test_a_study_is_printed_kept_and_resumed(tmp_path, capsys, request):
     assert run(["design", *again]) == 0
     printed = capsys.readouterr().out
     assert "page: " in printed and (tmp_path / "study" / "index.html").exists()
-    assert (tmp_path / "study" / "payload-quality.png").exists()
+    assert (tmp_path / "study" / "payload-quality-4.png").exists()
     assert printed.count("bits  repetition-2-2") == 2 * 2
     assert "\n  2 bits as repetition-2-2, noise 0.3: " in printed
     resumed = json.loads((tmp_path / "study" / "design.json").read_text())

@@ -180,7 +180,8 @@ def _round_program(scheme, devices):
     problem = jax.device_put(Problem(scheme).prepared(), placed.everywhere)
     targets = np.zeros((2 * devices, *toys.SHAPE), np.float32)
     starts = np.zeros((2 * devices, 1, 16), np.float32)
-    wave = driver._begin(solver, placed, 1, problem, (targets, None), starts)
+    real = np.ones(len(starts), bool)
+    wave = driver._begin(solver, placed, 1, problem, (targets, None), starts, real)
     return driver._round.lower(solver, placed, 1, 16, problem, wave).compile()
 
 

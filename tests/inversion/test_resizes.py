@@ -54,6 +54,16 @@ def test_sides_may_differ_and_channels_too():
         assert found is not None and round(120 * found.scale) == between
 
 
+@pytest.mark.parametrize(("shape", "scale"), [((50, 47), 0.75), ((50, 47), 0.85), ((64, 51), 0.6)])
+def test_each_side_is_rounded_on_its_own(shape, scale):
+    coarse = np.random.default_rng(3).uniform(-0.6, 0.6, (8, 8, 3))
+    own = np.kron(coarse, np.ones((8, 8, 1)))[: shape[0], : shape[1]].astype(np.float32)
+    file = np.asarray(Filter.resize_and_back(*shape, scale, "bicubic")(own))
+    found = resized(own, file)
+    assert found is not None and found.between == tuple(round(scale * side) for side in shape)
+    assert found.error < 1e-5 and found.filter == "bicubic"
+
+
 def test_what_was_not_resized_is_left_alone(picture):
     own = _float(picture)
     assert resized(own, own) is None
@@ -63,6 +73,7 @@ def test_what_was_not_resized_is_left_alone(picture):
     back = resized(own, _float(Resize(scale=0.75)(None, picture[None])[0]))
     assert blurred is None or (back is not None and blurred.error > 5 * back.error)
     assert resized(own[:1, :1], own[:1, :1]) is None
+    assert resized(own, np.ones_like(own)) is None
 
 
 def test_its_words_say_what_was_done(picture):

@@ -245,6 +245,7 @@ def test_predictions_go_through_json():
         (dict(basis="image", strength=0.0), "positive"),
         (dict(basis="image", psnr=40.0, code="bch-63-45"), "not 64 symbols"),
         (dict(basis="image", psnr=40.0, code="bch-64-60"), "no BCH code of 64 symbols"),
+        (dict(basis="image", psnr=40.0, code=None), "expected a name"),
     ],
 )
 def test_designs_that_cannot_be_are_refused(choice, message):
