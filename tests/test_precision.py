@@ -20,7 +20,7 @@ def _round(scheme):
     placed = driver._Placed.of(jax.sharding.Mesh(np.array(jax.devices()[:1]), ("images",)))
     targets = np.zeros((1, *scheme.generator.image_shape), np.float32)
     first = np.zeros((1, 1, problem.num_unknowns), np.float32)
-    wave = driver._begin(solver, placed, 1, problem.prepared(), (targets, None), first)
+    wave = driver._begin(solver, placed, 1, problem.prepared(), (targets, None), first, True)
     return driver._round.lower(solver, placed, 1, 16, problem.prepared(), wave)
 
 

@@ -26,7 +26,7 @@ def _float(image):
 
 
 @pytest.mark.parametrize("filter", KERNELS)
-@pytest.mark.parametrize("between", [11, 30, 39])
+@pytest.mark.parametrize("between", [11, 30])
 def test_matrices_are_those_of_resizing_twice(filter, between):
     exact = Filter.resize_and_back(40, 40, between / 40, filter)
     made = there_and_back(40, jnp.float32(between), filter)
@@ -34,7 +34,7 @@ def test_matrices_are_those_of_resizing_twice(filter, between):
 
 
 @pytest.mark.parametrize("filter", KERNELS)
-@pytest.mark.parametrize("scale", [0.5, 0.75, 38 / 44])
+@pytest.mark.parametrize("scale", [0.5, 38 / 44])
 def test_a_resize_is_recognised(picture, filter, scale):
     file = Resize(scale=scale, filter=filter)(None, picture[None])[0]
     # As an inversion has it: about the picture.
@@ -47,14 +47,14 @@ def test_a_resize_is_recognised(picture, filter, scale):
 
 def test_sides_may_differ_and_channels_too():
     rng = np.random.default_rng(2)
-    large = rng.uniform(-0.8, 0.8, (120, 90, 1)).astype(np.float32)
-    for between in (64, 89, 113):
-        file = Filter.resize_and_back(120, 90, between / 120, "bilinear")(large)
+    large = rng.uniform(-0.8, 0.8, (60, 45, 1)).astype(np.float32)
+    for between in (32, 45, 57):
+        file = Filter.resize_and_back(60, 45, between / 60, "bilinear")(large)
         found = resized(large, np.asarray(file))
-        assert found is not None and round(120 * found.scale) == between
+        assert found is not None and round(60 * found.scale) == between
 
 
-@pytest.mark.parametrize(("shape", "scale"), [((50, 47), 0.75), ((50, 47), 0.85), ((64, 51), 0.6)])
+@pytest.mark.parametrize(("shape", "scale"), [((50, 47), 0.75), ((50, 47), 0.85)])
 def test_each_side_is_rounded_on_its_own(shape, scale):
     coarse = np.random.default_rng(3).uniform(-0.6, 0.6, (8, 8, 3))
     own = np.kron(coarse, np.ones((8, 8, 1)))[: shape[0], : shape[1]].astype(np.float32)
