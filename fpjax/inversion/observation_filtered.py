@@ -82,6 +82,17 @@ class Filter:
         (8, 8, 1)
         """
         between = max(1, round(scale * height)), max(1, round(scale * width))
+        return cls.resize_through(height, width, between, filter)
+
+    @classmethod
+    def resize_through(
+        cls, height: int, width: int, between: tuple[int, int], filter: str
+    ) -> Filter:
+        """Resizing to `between` (height, width), and back to the size it had.
+
+        >>> Filter.resize_through(8, 8, (4, 5), "box")(jnp.ones((8, 8, 1))).shape
+        (8, 8, 1)
+        """
         there = cls.resize(height, width, between, filter)
         back = cls.resize(*between, (height, width), filter)
         return cls(back.rows @ there.rows, back.columns @ there.columns)

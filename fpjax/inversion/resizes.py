@@ -48,9 +48,7 @@ class Resized:
 
     def as_filter(self, height: int, width: int) -> Filter:
         """The filter, for pictures of a size."""
-        there = Filter.resize(height, width, self.between, self.filter)
-        back = Filter.resize(*self.between, (height, width), self.filter)
-        return Filter(back.rows @ there.rows, back.columns @ there.columns)
+        return Filter.resize_through(height, width, self.between, self.filter)
 
     @property
     def words(self) -> str:

@@ -176,6 +176,7 @@ def test_a_crop_s_window_is_among_the_starts():
     problem = Problem(scheme, Gaussian(0.3), degradation=Degradation(("window", "kernel")))
     starts = window_starts(problem, cropped.astype(np.float32) / 127.5 - 1)
     found = 32 * starts[..., scheme.num_alpha : scheme.num_alpha + 4]
+    # To a pixel: the windows that are tried are that far apart. The whole picture is two away.
     far = np.abs(found - [1, 1, -2, -2]).max(-1)
     assert (far.min(1) <= 1.01).all()
 
