@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -177,7 +178,8 @@ class FileReader:
 
     def _changed(self, reader: Reader, **settings) -> Reader:
         if self.brief and isinstance(reader, LevenbergMarquardt):
-            return dataclasses.replace(reader, **settings)
+            # What looks foreign at first may be the generator's own, cropped.
+            return dataclasses.replace(reader, foreign_ratio=math.inf, **settings)
         return reader
 
     def invert(

@@ -35,6 +35,10 @@ _MOST_DAMPING = 1e6
 _MOST_REFUSED = 6
 """Refused steps in a row after which a Jacobian has nothing more to give."""
 
+_MOST_REFUSED_AT_FIRST = 20
+"""The same where none was taken yet: from a fresh Jacobian a step that is short enough descends,
+and the more pixels there are, the more damping that needs."""
+
 
 class Descent(NamedTuple):
     """Where a descent stands."""
@@ -109,7 +113,8 @@ def descend(
     )
 
     def running(now: Descent):
-        return (now.count < steps) & (now.gain > SETTLED) & (now.refused < _MOST_REFUSED)
+        most = jnp.where(now.refused < now.count, _MOST_REFUSED, _MOST_REFUSED_AT_FIRST)
+        return (now.count < steps) & (now.gain > SETTLED) & (now.refused < most)
 
     def body(now: Descent):
         return _step(objective, rows, mean, precision, bounded, now)

@@ -44,9 +44,9 @@ def _abstract_problem(config):
     return Problem(Scheme(generator, basis, shape(()), 64, size - 64))
 
 
-@pytest.mark.parametrize("side", [32, 64, pytest.param(256, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("side", CONFIGS)
 def test_a_solver_step_stays_in_its_memory_beyond_the_jacobian(side):
-    """The compiler's own analysis; 128, 512 and 1024 px are in benchmarks/solver_memory.py."""
+    """The compiler's own analysis; benchmarks/solver_memory.py prints it."""
     temporary, jacobian = step_memory(side)
     assert temporary - jacobian < 4 * GIB, (temporary / GIB, jacobian / GIB)
 
