@@ -81,7 +81,7 @@ def main() -> None:
         }
     mean = np.zeros((1, problem.num_unknowns), np.float32)
     bare = fpjax.Problem(scheme.without_calibration())
-    for name, tempering in (("tempered", 0.1), ("not_tempered", 0.0)):
+    for name, tempering in (("tempered", 10.0), ("not_tempered", 0.0)):
         solver = fpjax.LevenbergMarquardt(tempering=tempering)
         found = fpjax.invert(bare, made[: args.from_mean], solver, starts=mean)
         exact = (found.keys == keys[: args.from_mean]).all(axis=1)

@@ -78,6 +78,7 @@ def descend(
     steps: int,
     already: Array | bool = False,
     gram: Array | None = None,
+    heat: Array | None = None,
 ) -> Descent:
     """Takes steps with one Jacobian until they gain nothing, or `steps` are taken.
 
@@ -91,6 +92,7 @@ def descend(
       steps: at most this many.
       already: whether the start is good enough: then no step is taken.
       gram: `rows @ rows.T` where it is at hand.
+      heat: see `tempered`; none leaves the cost as it is.
     """
     mean, precision = prior
     unknowns, residual, cost, ratio = begin
@@ -117,18 +119,37 @@ def descend(
         return (now.count < steps) & (now.gain > SETTLED) & (now.refused < most)
 
     def body(now: Descent):
-        return _step(objective, rows, mean, precision, bounded, now)
+        return _step(objective, rows, mean, precision, bounded, heat, now)
 
     return jax.lax.while_loop(running, body, start)
 
 
-def _step(objective, rows, mean, precision, bounded, now: Descent) -> Descent:
+def tempered(residual: Array, cost: Array, heat: Array) -> Array:
+    """Cost where what no step explains yet counts as noise.
+
+    With M values of mean square s > 1, `M (s - 1) / 2` becomes `M log(1 + heat (s - 1)) / 2 heat`:
+    as if the prior's precision were multiplied by `1 + heat (s - 1)`. At the noise both are the
+    same.
+
+    >>> float(tempered(jnp.ones(4), jnp.float32(3), jnp.float32(10)))
+    3.0
+    """
+    excess = jnp.maximum(jnp.mean(residual**2) - 1, 0)
+    heat = jnp.maximum(heat, jnp.float32(1e-6))
+    return cost + 0.5 * len(residual) * (jnp.log1p(heat * excess) / heat - excess)
+
+
+def _step(objective, rows, mean, precision, bounded, heat, now: Descent) -> Descent:
     excess = jnp.maximum(jnp.mean(now.residual**2) - 1, 0)
-    damped = precision * (1 + now.damping * excess)
-    gradient = now.slope + precision * (now.unknowns - mean)
-    moved = bounded(now.unknowns - solve(now.gram + jnp.diag(damped), gradient))
+    warm = precision if heat is None else precision * (1 + heat * excess)
+    gradient = now.slope + warm * (now.unknowns - mean)
+    damped = now.gram + jnp.diag(warm * (1 + now.damping * excess))
+    moved = bounded(now.unknowns - solve(damped, gradient))
     residual, cost, ratio = objective(moved)
-    better = cost < now.cost
+    gain = now.cost - cost
+    if heat is not None:
+        gain = tempered(now.residual, now.cost, heat) - tempered(residual, cost, heat)
+    better = gain > 0
 
     # Broyden's update, least change in the metric of the prior; a refused step teaches too.
     first, second = now.updates
@@ -159,7 +180,7 @@ def _step(objective, rows, mean, precision, bounded, now: Descent) -> Descent:
         cost=jnp.where(better, cost, now.cost),
         ratio=jnp.where(better, ratio, now.ratio),
         damping=jnp.clip(damping, 1e-4, _MOST_DAMPING),
-        gain=jnp.where(better, now.cost - cost, jnp.inf),
+        gain=jnp.where(better, gain, jnp.inf),
         refused=jnp.where(better, jnp.zeros_like(now.refused), now.refused + 1),
         count=now.count + 1,
     )

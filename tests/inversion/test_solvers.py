@@ -10,7 +10,7 @@ import pytest
 import fpjax
 from fpjax.errors import InputError
 from fpjax.inversion import driver
-from fpjax.inversion.broyden import SETTLED
+from fpjax.inversion.broyden import SETTLED, descend
 from fpjax.inversion.observation import Gaussian
 from fpjax.inversion.problem import Problem
 from fpjax.inversion.solution import Status
@@ -258,6 +258,43 @@ def test_noisy_lanes_go_side_by_side(monkeypatch):
     together = fpjax.invert(problem, files, starts=starts)
     np.testing.assert_allclose(together.soft_bits, alone.soft_bits, atol=1e-3)
     np.testing.assert_allclose(together.loss, alone.loss, atol=1e-2)
+
+
+def test_a_fresh_jacobian_shortens_its_step_until_it_descends():
+    """Eight refusals: what a lane with many pixels takes before its damping matters."""
+    mean, precision = jnp.zeros(1), jnp.ones(1)
+
+    def objective(unknowns):
+        residual = 10 - jnp.full(100, unknowns[0])
+        cost = 0.5 * residual @ residual
+        return residual, jnp.where(jnp.abs(unknowns[0]) < 1e-4, cost, jnp.inf), jnp.float32(10)
+
+    residual, cost, ratio = objective(mean)
+    found = descend(
+        objective,
+        -jnp.ones((1, 100)),
+        (mean, residual, cost, ratio),
+        (mean, precision),
+        jnp.float32(1),
+        bounded=lambda unknowns: unknowns,
+        steps=48,
+    )
+    assert 0 < found.unknowns[0] < 1e-4 and found.cost < cost
+
+
+def test_what_is_foreign_costs_one_jacobian_where_starts_are_calibrated():
+    scheme = toys.scheme(toys.generator(toys.curved_decode, scale=0.1))
+    scheme = fpjax.calibrate(scheme, jax.random.key(4), num_start_images=500, num_inverted_images=2)
+    noise = np.random.default_rng(0).integers(0, 256, (2, *toys.SHAPE)).astype(np.uint8)
+    own = fpjax.generate(scheme, jax.random.key(2), _keys(2)).images
+    found = fpjax.invert(Problem(scheme), np.concatenate([own, noise]))
+    assert found.status.tolist() == [Status.SOLVED] * 2 + [Status.UNEXPLAINED] * 2
+    assert found.steps[2:].tolist() == [1, 1] and (found.noise_ratio[2:] > 75).all()
+    assert np.isfinite(found.information).all() and found.information[2:].any()
+    patient = LevenbergMarquardt(foreign_ratio=np.inf)
+    assert (fpjax.invert(Problem(scheme), noise, patient).steps > 1).all()
+    bare = fpjax.invert(Problem(scheme.without_calibration()), noise, starts=toys.starts(scheme))
+    assert (bare.steps > 1).all()
 
 
 def test_calibration_makes_the_start_nearer_by_forward_passes():
