@@ -22,6 +22,7 @@ import argparse
 import dataclasses
 import io
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def picture(scheme, portraits: str | None, number: int) -> tuple[str, np.ndarray
 
 def decodings(scheme, folder: Path, count: int, portraits: str | None):
     """Yields (kinds, bits, information, linear, noise ratios) of eight images at a time."""
-    solver = dataclasses.replace(default_solver(scheme), max_steps=2)
+    solver = dataclasses.replace(default_solver(scheme), max_steps=2, foreign_ratio=math.inf)
     for first in range(0, count, BATCH):
         path = folder / "decodings" / f"{first:06d}.npz"
         if not path.exists():

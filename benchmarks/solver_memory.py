@@ -2,7 +2,7 @@
 
     python benchmarks/solver_memory.py [--sides 32,64,128,256,512,1024] [--memory_gib 4]
 
-Nothing is allocated but the programs: 1024 px take minutes to compile on two cores.
+Nothing is allocated but the programs, which take up to 20 seconds of one core to compile.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ Array = jax.Array
 SETTLED = 0.05
 """Nats: a step that gains less is the last one with this Jacobian."""
 
-_MOST_DAMPING = 1e6
+_MOST_DAMPING = 1e14
 
 _MOST_REFUSED = 6
 """Refused steps in a row after which a Jacobian has nothing more to give."""
@@ -60,7 +60,8 @@ class Descent(NamedTuple):
     damping: Array
     """Multiple of the mean squared residual that the prior's precision is scaled by."""
     gain: Array
-    """Nats that the last accepted step gained; infinite after a refused one."""
+    """Nats that the last accepted step gained, of the tempered cost where there is one; infinite
+    after a refused one."""
     refused: Array
     """Steps refused in a row."""
     count: Array
@@ -124,19 +125,21 @@ def descend(
     return jax.lax.while_loop(running, body, start)
 
 
-def tempered(residual: Array, cost: Array, heat: Array) -> Array:
-    """Cost where what no step explains yet counts as noise.
+def tempered(residual: Array, penalty: Array, heat: Array) -> Array:
+    """Cost, up to a constant, where what no step explains yet counts as noise.
 
     With M values of mean square s > 1, `M (s - 1) / 2` becomes `M log(1 + heat (s - 1)) / 2 heat`:
-    as if the prior's precision were multiplied by `1 + heat (s - 1)`. At the noise both are the
-    same.
+    as if the prior's precision were multiplied by `1 + heat (s - 1)`. Below the noise, and where
+    `heat` is zero, both are the same.
 
-    >>> float(tempered(jnp.ones(4), jnp.float32(3), jnp.float32(10)))
-    3.0
+    >>> float(tempered(2 * jnp.ones(4), jnp.float32(3), jnp.float32(0)))
+    9.0
     """
-    excess = jnp.maximum(jnp.mean(residual**2) - 1, 0)
-    heat = jnp.maximum(heat, jnp.float32(1e-6))
-    return cost + 0.5 * len(residual) * (jnp.log1p(heat * excess) / heat - excess)
+    excess = jnp.mean(residual**2) - 1
+    above = jnp.maximum(excess, 0)
+    divisor = jnp.where(heat > 0, heat, jnp.ones_like(heat))
+    likelihood = jnp.where(heat > 0, jnp.log1p(heat * above) / divisor, above)
+    return penalty + 0.5 * len(residual) * (likelihood + jnp.minimum(excess, 0))
 
 
 def _step(objective, rows, mean, precision, bounded, heat, now: Descent) -> Descent:
@@ -148,8 +151,9 @@ def _step(objective, rows, mean, precision, bounded, heat, now: Descent) -> Desc
     residual, cost, ratio = objective(moved)
     gain = now.cost - cost
     if heat is not None:
-        gain = tempered(now.residual, now.cost, heat) - tempered(residual, cost, heat)
-    better = gain > 0
+        before, after = (0.5 * precision @ (u - mean) ** 2 for u in (now.unknowns, moved))
+        gain = tempered(now.residual, before, heat) - tempered(residual, after, heat)
+    better = jnp.isfinite(cost) & (gain > 0)
 
     # Broyden's update, least change in the metric of the prior; a refused step teaches too.
     first, second = now.updates
@@ -160,6 +164,7 @@ def _step(objective, rows, mean, precision, bounded, heat, now: Descent) -> Desc
     error = jnp.where(finite, error, jnp.zeros_like(error))
     weight = precision * change
     weight = weight / jnp.maximum(weight @ change, 1e-12)
+    weight = jnp.where(finite, weight, jnp.zeros_like(weight))
     seen = product(rows, error) + first.T @ (second @ error)
     gram = (
         now.gram
@@ -167,7 +172,7 @@ def _step(objective, rows, mean, precision, bounded, heat, now: Descent) -> Desc
         + seen[:, None] * weight[None]
         + (error @ error) * weight[:, None] * weight[None]
     )
-    first = first.at[now.count].set(jnp.where(finite, weight, jnp.zeros_like(weight)))
+    first = first.at[now.count].set(weight)
     second = second.at[now.count].set(error)
     kept = jnp.where(better, residual, now.residual)
     damping = jnp.where(better, now.damping / 3, now.damping * 5)

@@ -44,6 +44,7 @@ def _abstract_problem(config):
     return Problem(Scheme(generator, basis, shape(()), 64, size - 64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", CONFIGS)
 def test_a_solver_step_stays_in_its_memory_beyond_the_jacobian(side):
     """The compiler's own analysis; benchmarks/solver_memory.py prints it."""

@@ -120,9 +120,10 @@ class LevenbergMarquardt:
       tempering: how much more the prior weighs while the image is not explained, see
         `broyden.tempered`; 0, the default, leaves the cost as it is. With the mean squared residual
         s its precision is multiplied by `1 + tempering (s - 1)` (iteratively regularised
-        Gauss-Newton, Bakushinskii 1992), of which nothing is left at the noise. It is for lanes
-        that start far off and for large pictures, whose many pixels let unknowns run off to fit
-        what only better ones explain: 10 or 100.
+        Gauss-Newton, Bakushinskii 1992). It is left out from the first Jacobian on that it holds
+        back, and no lane converges with it. It is for lanes that start far off and for large
+        pictures, whose many pixels let unknowns run off to fit what only better ones explain: 10
+        or 100.
       jacobian_dtype: "float32", or "bfloat16" on an accelerator where the Jacobian alone is larger
         than memory; products accumulate in float32 either way. CPUs have no such products and make
         float32 of it again, which saves nothing: `MatrixFree` is for them.
@@ -245,8 +246,8 @@ class LevenbergMarquardt:
         close = noisy & (state.ratio <= _NEAR) & ~there
 
         # Unknowns that run off to fit what only better ones explain do not come back. Where a
-        # tempered prior holds a lane back, it goes on without.
-        moving = (state.steps == 0) | (state.shrink < _STALLED)
+        # tempered prior holds a lane back, it goes on without to its end.
+        moving = (state.steps == 0) | (state.tempered & (state.shrink < _STALLED))
         heat = jnp.where(moving, jnp.float32(self.tempering), jnp.float32(0))
 
         def objective(unknowns):
@@ -297,7 +298,7 @@ class LevenbergMarquardt:
             promise=promise,
             shrink=reached / jnp.maximum(cost, 1e-6),
             tempered=heat > 0,
-            settled=(end.gain <= SETTLED) & (state.ratio <= _NEAR),
+            settled=(end.gain <= SETTLED) & (state.ratio <= _NEAR) & (heat == 0),
             information=information,
             linear=linear,
             steps=state.steps + 1,
@@ -317,6 +318,7 @@ class LevenbergMarquardt:
             )
 
         astray = (state.steps == 0) & (end.ratio > _ASTRAY) & (end.ratio <= self.foreign_ratio)
+        astray &= heat == 0
         return jax.lax.cond(astray, back, lambda after: after, after)
 
     def terminate(self, problem: Problem, state: LaneState) -> Int[Array, ""]:
@@ -333,14 +335,15 @@ class LevenbergMarquardt:
         )
         # A lane that goes back to its start has no share of the cost left, and another chance.
         foreign = (state.steps == 1) & (state.ratio > self.foreign_ratio) & (state.shrink > 0)
-        if problem.average_rows is not None:
-            hopeless |= foreign
+        foreign &= ~state.tempered & (problem.average_rows is not None)
+        hopeless = (hopeless | foreign) & ~state.tempered
         stalled = (
             (state.steps >= self.stalled_after)
             & (state.ratio > self.solved_ratio)
             & (state.shrink > _STALLED)
         )
-        stuck = (stalled | ((state.steps > 0) & (state.shrink >= 1))) & ~state.tempered
+        stuck = stalled | ((state.steps > 0) & (state.shrink >= 1))
+        stuck &= ~state.tempered & ~foreign
         ended = jnp.where(
             state.ratio <= self.solved_ratio, jnp.int32(Status.SOLVED), jnp.int32(Status.CONVERGED)
         )
