@@ -111,10 +111,9 @@ class LevenbergMarquardt:
         many Jacobians, and whose cost fell by less than a fifth in the last, is given up: nothing
         here explains it.
       foreign_ratio: residual after the first Jacobian from a calibrated start above which an image
-        is given up at once. Own files of the bundled generator had 0.9 to 5.9 there, JPEG files of
-        them 17 to 60, drawings and photographs 85 to 223, of which most are above the default
-        (`python benchmarks/starts.py --foreign 8`); own files of a DCGAN, whose start is poor, up
-        to 95. Infinity asks for every attempt.
+        is given up at once. Eight own files of the bundled generator had 0.9 to 3.0 there, JPEG
+        files of them 25 to 39, drawings 85 to 223 (`python benchmarks/starts.py --foreign 8`); own
+        files of a DCGAN, whose start is poor, up to 95. Infinity asks for every attempt.
       stalled_after: an image that is not solved after this many Jacobians, and whose cost fell by
         less than a tenth in the last, has converged with more than noise left.
       tempering: how much more the prior weighs while the image is not explained, see
