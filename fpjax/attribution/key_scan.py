@@ -23,9 +23,14 @@ from fpjax.attribution.key_kernels import COLUMNS, MATCHING_ROWS, tile_keys
 from fpjax.fingerprint.stored import KeySource, StoredKeys
 
 BLOCK_SIZE = 1 << 21
-"""Keys a block: 16 MiB at 64 bits, about a millisecond for one image."""
+"""Keys a block: 16 MiB at 64 bits."""
+STORED_BLOCK_SIZE = 1 << 23
+"""The same for stored keys, which need no memory of their own: a few milliseconds for one image, so
+that what a block costs beside the loop over its keys is little."""
 GROUP = MATCHING_ROWS * COLUMNS
 """Blocks are multiples of this many keys."""
+_FEW = 1 << 16
+"""Pairs of image and key that are compared one by one sooner than in a compiled loop."""
 _PIECE = 1 << 17
 """Keys looked at one by one at a time: 64 MiB of symbols in float64 at 64 bits."""
 _RESULTS = 1 << 24
@@ -65,7 +70,7 @@ class BestKeys:
         self.revoked = np.unique(np.fromiter(revoked, np.int64))
         if self.revoked.size and not 0 <= self.revoked[0] <= self.revoked[-1] < total:
             raise ValueError(f"revoked keys lie beyond the {total} there are")
-        self.compared = total - len(self.revoked)
+        self.total, self.compared = total, total - len(self.revoked)
         if count == 0 or self.compared == 0:
             raise ValueError(
                 "there are no images to search for"
@@ -82,17 +87,28 @@ class BestKeys:
         """Score (B,) that a key must not exceed to be among the best."""
         return self.scores[:, -1]
 
-    def merge(self, image: int, scores: np.ndarray, indices: np.ndarray) -> None:
-        """Takes in keys of distinct indices; those already there, and revoked ones, are ignored."""
-        places = np.searchsorted(self.revoked, indices)
-        places = np.minimum(places, max(0, len(self.revoked) - 1))
-        new = (indices[:, None] != self.indices[image]).all(1)
-        if len(self.revoked):
-            new &= self.revoked[places] != indices
-        scores = np.concatenate([self.scores[image], scores[new]])
-        indices = np.concatenate([self.indices[image], indices[new]])
-        order = np.lexsort((indices, scores))[: self.scores.shape[1]]
-        self.scores[image], self.indices[image] = scores[order], indices[order]
+    def candidates(self, indices: np.ndarray) -> np.ndarray:
+        """Whether keys of these numbers exist and are not revoked."""
+        exist = indices < self.total
+        if len(self.revoked) == 0:
+            return exist
+        places = np.searchsorted(self.revoked, indices).clip(max=len(self.revoked) - 1)
+        return exist & (self.revoked[places] != indices)
+
+    def merge(self, images: np.ndarray, scores: np.ndarray, indices: np.ndarray) -> None:
+        """Takes in keys (n,) for images (n,), for each image distinct ones that are candidates.
+
+        Those already there are ignored.
+        """
+        new = (indices[:, None] != self.indices[images]).all(1)
+        owners, kept = np.unique(images[new]), self.scores.shape[1]
+        images = np.concatenate([np.repeat(owners, kept), images[new]])
+        scores = np.concatenate([self.scores[owners].ravel(), scores[new]])
+        indices = np.concatenate([self.indices[owners].ravel(), indices[new]])
+        order = np.lexsort((indices, scores, images))
+        first = np.searchsorted(images[order], owners)
+        best = order[first[:, None] + np.arange(kept)]
+        self.scores[owners], self.indices[owners] = scores[best], indices[best]
 
     def ranking(self, convert: Callable[[np.ndarray], np.ndarray]) -> Ranking:
         """The list as it stands, scores as `convert` writes them."""
@@ -107,13 +123,17 @@ class KeyScan:
     def __init__(self, source, best, rows, mesh, block_size, threads, progress) -> None:
         devices = mesh.devices.size if mesh is not None else 1
         unit = GROUP * devices
+        if block_size is None:
+            stored = isinstance(source, StoredKeys) and mesh is None
+            block_size = STORED_BLOCK_SIZE if stored else max(BLOCK_SIZE // unit, 1) * unit
         if block_size < 1 or block_size % unit:
             raise ValueError(f"block_size is {block_size}: expected a multiple of {unit}")
         if threads is not None and threads < 1:
             raise ValueError(f"threads is {threads}: expected at least 1")
         self.source, self.best, self.rows, self.mesh = source, best, rows, mesh
         most = _RESULTS * rows // len(best.scores) // unit * unit
-        self.blocks = _plan(source, min(block_size, max(unit, most)), unit)
+        few = _FEW // len(best.scores) if rows == MATCHING_ROWS else 0
+        self.blocks, self.ends = _plan(source, min(block_size, max(unit, most)), unit, few)
         on_host = mesh is None and jax.default_backend() == "cpu"
         self.threads = threads or ((os.cpu_count() or 1) if on_host else 1)
         self.progress = progress
@@ -127,12 +147,21 @@ class KeyScan:
             if self.progress:
                 self.progress(total, total)
             return
-        done = 0
         for start, size, words, found in self._computed(bounds, as_uint64):
-            self._merge(start, words, found, exact, ties=start < done)
-            done = min(max(done, start + size), total)
+            self._merge(start, words, found, exact)
             if self.progress:
-                self.progress(done, total)
+                self.progress(min(start + size, total), total)
+        if self.ends:
+            self._compare_ends(exact, as_uint64)
+            if self.progress:
+                self.progress(total, total)
+
+    def _compare_ends(self, exact: Exact, as_uint64: bool) -> None:
+        parts = [self._words(start, end - start, as_uint64) for start, end in self.ends]
+        indices = np.concatenate([np.arange(start, end) for start, end in self.ends])
+        images, words = np.arange(len(self.best.scores)), np.concatenate(parts)
+        scores = exact(images, np.broadcast_to(words, (len(images), *words.shape)))
+        self._take(images, scores, np.broadcast_to(indices, scores.shape))
 
     def _computed(self, bounds, as_uint64) -> Iterator[tuple[int, int, Any, np.ndarray]]:
         """Yields (first key, keys, words on host or device, bounds (B, tiles)) in order."""
@@ -181,10 +210,9 @@ class KeyScan:
         shape = (size, parts[0].shape[1])
         return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
-    def _merge(self, start: int, words, bounds: np.ndarray, exact, ties: bool = False) -> None:
-        limits = self.best.limits()
-        # Later keys lose ties, earlier ones win them.
-        active = bounds <= limits[:, None] if ties else bounds < limits[:, None]
+    def _merge(self, start: int, words, bounds: np.ndarray, exact: Exact) -> None:
+        # Later keys lose ties.
+        active = bounds < self.best.limits()[:, None]
         if not active.any():
             return
         words = np.asarray(words)
@@ -193,47 +221,57 @@ class KeyScan:
         if len(many):
             first = min(wanted, bounds.shape[1])
             tiles = np.argpartition(bounds[many], first - 1, axis=1)[:, :first]
-            self._expand(start, words, np.repeat(many, first), tiles.ravel(), exact)
+            self._expand(start, words, np.repeat(many, first), tiles.ravel(), exact, first)
             active[many] &= bounds[many] <= self.best.limits()[many, None]
             active[np.repeat(many, first), tiles.ravel()] = False
         images, tiles = np.nonzero(active)
-        self._expand(start, words, images, tiles, exact)
+        self._expand(start, words, images, tiles, exact, 1)
 
-    def _expand(self, start, words, images, tiles, exact) -> None:
-        step = max(1, _PIECE // self.rows)
+    def _expand(self, start: int, words, images, tiles, exact: Exact, each: int) -> None:
+        """Looks at each key of tiles (P,) for images (P,), `each` tiles in a row for one image."""
+        step = max(1, _PIECE // self.rows // each) * each
         for piece in range(0, len(images), step):
-            some = images[piece : piece + step]
             places = tile_keys(self.rows, tiles[piece : piece + step])
-            scores = exact(some, words[places])
-            self.best.examined += scores.size
-            better = (scores <= self.best.limits()[some, None]) & (
-                start + places < len(self.source)
-            )
-            rows, columns = np.nonzero(better)
-            owners, found = some[rows], start + places[rows, columns]
-            for image in np.unique(owners):
-                mine = owners == image
-                self.best.merge(int(image), scores[rows[mine], columns[mine]], found[mine])
+            scores = exact(images[piece : piece + step], words[places])
+            owners = images[piece : piece + step : each]
+            shape = len(owners), each * self.rows
+            self._take(owners, scores.reshape(shape), start + places.reshape(shape))
+
+    def _take(self, images: np.ndarray, scores: np.ndarray, indices: np.ndarray) -> None:
+        """Merges scores (P, T) of keys (P, T), distinct ones of an image in each row."""
+        self.best.examined += scores.size
+        limits, wanted = self.best.limits()[images, None], self.best.scores.shape[1]
+        possible = (scores <= limits) & self.best.candidates(indices)
+        if possible.sum() > 4 * wanted * len(images):  # the best of each row alone
+            scores = np.where(possible, scores, np.inf)
+            kth = np.partition(scores, wanted - 1, axis=1)[:, wanted - 1, None]
+            possible &= scores <= kth
+        rows, columns = np.nonzero(possible)
+        self.best.merge(images[rows], scores[rows, columns], indices[rows, columns])
 
 
-def _plan(source: KeySource, block_size: int, unit: int) -> list[tuple[int, int]]:
-    """(first key, keys) of each block, of few sizes, since each is compiled.
+def _plan(source: KeySource, block_size: int, unit: int, few: int):
+    """(first key, keys) of each block, of few sizes, since each is compiled; and (first key, end)
+    of those that are better compared one by one.
 
     Blocks of derived keys have one size. Stored keys are read where they are, which XLA does at
-    multiples of 64 bytes only: blocks begin at the first such address, and the few keys before and
-    after them come last, in small blocks that are copied (keys in two blocks are counted once).
+    multiples of 64 bytes only: blocks begin at the first such address. The keys before it are no
+    block, nor are up to `few` keys after the last whole unit, for which a unit would be copied.
     """
     total = len(source)
     size = min(block_size, -(-total // unit) * unit)
     if not isinstance(source, StoredKeys):
-        return [(start, size) for start in range(0, total, size)]
+        return [(start, size) for start in range(0, total, size)], []
     row, address = source.packed.strides[0], source.packed.ctypes.data
     first = next((i for i in range(64) if (address + i * row) % 64 == 0), 0)
     end = first + (total - first) // unit * unit
     blocks = [(start, min(size, end - start)) for start in range(first, end, size)]
-    blocks += [(end, unit)] * (end < total)
-    blocks += [(0, unit)] * (first > 0)
-    return blocks
+    ends = [(0, first)] * (first > 0)
+    if total - end > few:
+        blocks.append((end, unit))
+    elif total > end:
+        ends.append((end, total))
+    return blocks, ends
 
 
 def on_mesh(kernel, mesh, words, queries, key_length: int):

@@ -23,7 +23,6 @@ from fpjax.attribution.key_kernels import (
     tile_energies,
 )
 from fpjax.attribution.key_scan import (
-    BLOCK_SIZE,
     GROUP,
     BestKeys,
     KeyScan,
@@ -60,7 +59,7 @@ def search_matching(
     num_best: int = 10,
     revoked=(),
     mesh: jax.sharding.Mesh | None = None,
-    block_size: int = BLOCK_SIZE,
+    block_size: int | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Ranking:
@@ -72,7 +71,8 @@ def search_matching(
       num_best: candidates wanted for each image, K.
       revoked: numbers of keys that are not candidates any more.
       mesh: devices that share each block; by default the source's device, or the host's CPU.
-      block_size: keys a block, a multiple of 2^15 times the devices.
+      block_size: keys a block, a multiple of 2^15 times the devices; by default 2^23 where they are
+        read in place, and 2^21 elsewhere.
       threads: of the host; by default its cores, or 1 for accelerators.
       progress: called with (keys done, keys in all).
 
@@ -102,7 +102,8 @@ def search_matching(
 
     def exact(images, words):
         words = as_uint64(words)
-        return np.bitwise_count(words ^ queries[images][:, None]).sum(-1, dtype=np.int64)
+        ones = np.bitwise_count(words ^ queries[images][:, None])
+        return ones[..., 0] if ones.shape[-1] == 1 else ones.sum(-1, dtype=np.uint16)
 
     best = BestKeys(len(bits), num_best, revoked, len(source))
     scan = KeyScan(source, best, MATCHING_ROWS, mesh, block_size, threads, progress)
@@ -119,7 +120,7 @@ def search_soft(
     num_best: int = 10,
     revoked=(),
     mesh: jax.sharding.Mesh | None = None,
-    block_size: int = BLOCK_SIZE,
+    block_size: int | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Ranking:
@@ -177,7 +178,8 @@ def search_soft(
     slack = rounding_slack(quadratic)
     for image, indices in enumerate(near.indices):
         found = keys_of(source, indices)
-        best.merge(int(image), energies(_one(quadratic, int(image)), found)[0], indices)
+        scores = energies(_one(quadratic, image), found)[0]
+        best.merge(np.full(len(indices), image), scores, indices)
     bound = _choose_bound(source, quadratic, best.limits())
     grouped = _grouped(bound.forms)
     shift = (bound.constant - bound.margin - slack)[:, None]

@@ -33,11 +33,12 @@ def pack_keys(bits: np.ndarray) -> np.ndarray:
     bits = np.asarray(bits)
     if bits.ndim != 2 or bits.shape[1] == 0:
         raise ValueError(f"keys have shape {bits.shape}: expected (N, L) bits")
-    if not np.isin(bits, (0, 1)).all():
+    if not ((bits == 0) | (bits == 1)).all():
         raise ValueError("keys hold other values than the bits 0 and 1")
     packed = np.packbits(bits.astype(np.uint8), axis=1, bitorder="little")
-    padding = 4 * num_words(bits.shape[1]) - packed.shape[1]
-    packed = np.ascontiguousarray(np.pad(packed, ((0, 0), (0, padding))))
+    if padding := 4 * num_words(bits.shape[1]) - packed.shape[1]:
+        packed = np.pad(packed, ((0, 0), (0, padding)))
+    packed = np.ascontiguousarray(packed)
     return packed.view("<u4").astype(np.uint32, copy=False)
 
 

@@ -119,6 +119,19 @@ def test_keys_at_any_address_are_searched_and_ties_go_to_the_first(place):
         assert_best_matches(found, bits, doubled, 5)
 
 
+@pytest.mark.parametrize("first", [0, 5])
+def test_many_images_are_ranked_at_once_each_with_its_own_ties(first):
+    """Keys of 9 bits: whole tiles are equally near."""
+    rng = np.random.default_rng(11)
+    words = rng.integers(0, 1 << 9, 40_000, np.uint64)[first:]
+    keys = unpack_keys(words.view(np.uint32).reshape(-1, 2), 64)
+    bits, revoked = noisy_copies(rng, keys, 40, 3), rng.choice(len(keys), 500, replace=False)
+    source = StoredKeys(words, 64)
+    found = search_matching(source, bits, num_best=3, revoked=revoked, block_size=BLOCK)
+    assert_best_matches(found, keys, bits, 3, revoked)
+    assert found.compared == len(keys) - 500
+
+
 @pytest.mark.parametrize("length", [64, 100])
 def test_derived_keys_are_searched_without_being_stored(length):
     source = DerivedKeys(bytes(range(32)), count=90_000, key_length=length)
