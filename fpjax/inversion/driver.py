@@ -3,7 +3,8 @@
 A lane is one image from one start. All lanes of a wave of images are one pytree on the device, with
 a status each. A round takes the first unfinished lanes (first starts before second ones), a fixed
 number of them, advances them by one step and puts them back: no lane is handled on the host. Over a
-mesh, images are sharded and each device runs such rounds on its own; nothing crosses devices.
+mesh, images are sharded and each device runs such rounds on its own; nothing crosses devices. On a
+host's CPU, where lanes go one by one, each core has waves of its own.
 """
 
 from __future__ import annotations
@@ -25,15 +26,19 @@ from fpjax.fingerprint.keys import level_range
 from fpjax.inversion.information import decide_bits
 from fpjax.inversion.observation import PerImage, pixel_residual
 from fpjax.inversion.problem import Problem, check_images
-from fpjax.inversion.rounds import chunk_sizes, images_in_wave
+from fpjax.inversion.rounds import chunk_sizes, images_in_wave, waves_at_once
 from fpjax.inversion.solution import RUNNING, Solution, Status
 from fpjax.inversion.solvers.base import Solver
 from fpjax.inversion.solvers.default import default_solver
 from fpjax.models.jacobian import DEFAULT_MEMORY
+from fpjax.parallel import automatic, concurrently, one_blas_thread
 from fpjax.precision import full_precision
 
 Array = jax.Array
 Progress = Callable[[int, int], None]
+
+_COMPILED: set[int] = set()
+"""Hashes of what rounds were begun with."""
 
 
 class Wave(dict):
@@ -133,39 +138,88 @@ def invert_iter(
     if (reason := solver.refuses(problem)) is not None:
         raise InputError(f"{type(solver).__name__} does not take this problem: {reason}")
     starts = _check_starts(problem, images, starts, solver)
+    at_once = waves_at_once(solver, problem, memory, count) if mesh is None else 1
     mesh = Mesh(np.array(jax.devices()[:1]), ("images",)) if mesh is None else mesh
-    placed = _Placed.of(mesh)
+    placed = _Placed.of(automatic(mesh))
     problem = placed.put_everywhere(problem.prepared())
-    devices = mesh.devices.size
-    lanes = starts.shape[1]
-    wave_size = devices * images_in_wave(solver, problem, -(-count // devices))
-    chunks = chunk_sizes(solver, problem, memory, wave_size // devices * lanes)
-    # The lanes of a round share what memory there is.
-    plans = {size: solver.plan(problem, memory // size) for size in chunks}
+    devices, lanes = mesh.devices.size, starts.shape[1]
+    each = images_in_wave(solver, problem, -(-count // (devices * at_once)))
+    chunks = chunk_sizes(solver, problem, memory, each * lanes)
+    if chunks[0] > 1:  # batched factorisations wait for the threads that two programs share
+        at_once = 1
+    # The lanes of all rounds share what memory there is.
+    plans = {size: solver.plan(problem, memory // (size * at_once)) for size in chunks}
+    work = _Work(solver, placed, problem, images, observations, starts, devices * each, plans)
     done = 0
-    for first in range(0, count, wave_size):
-        rows = np.arange(first, min(first + wave_size, count))
-        padded = np.concatenate([rows, np.full(wave_size - len(rows), rows[0])])
-        targets = images[padded], jax.tree.map(lambda leaf, p=padded: leaf[p], observations)
-        real = np.arange(wave_size) < len(rows)
-        wave = _begin(solver, placed, chunks[0], problem, targets, starts[padded], real)
+    parts = [work.run(slice(i, count, at_once)) for i in range(at_once)]
+    for rows, part in concurrently(parts, alone=0 if work.is_compiled() else 2):
+        if part is not None:
+            done += len(rows)
+            yield rows, part
+            if progress is not None:
+                progress(done, count)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """All images of a call, and what is done with them."""
+
+    solver: Solver
+    placed: _Placed
+    problem: Problem
+    images: np.ndarray
+    observations: Any
+    starts: np.ndarray
+    wave_size: int
+    plans: dict[int, int]
+    """Of each size that a round may have, largest first."""
+
+    def run(self, some: slice) -> Iterator[tuple[np.ndarray, Solution | None]]:
+        """Inverts some of the images, wave by wave; yields those that are finished, or none, after
+        each round."""
+        rows = np.arange(len(self.images))[some]
+        for first in range(0, len(rows), self.wave_size):
+            yield from self._wave(rows[first : first + self.wave_size])
+
+    def is_compiled(self) -> bool:
+        """Whether rounds like these were begun before in this process. Threads that need a program
+        at the same time would compile it once each."""
+        leaves, structure = jax.tree.flatten((self.problem, self.observations))
+        shapes = tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+        sizes = self.wave_size, self.starts.shape[1], tuple(self.plans.items())
+        known = hash((self.solver, self.placed, sizes, structure, shapes))
+        if known in _COMPILED:
+            return True
+        _COMPILED.add(known)
+        return False
+
+    def _wave(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Solution | None]]:
+        solver, placed, problem, chunks = self.solver, self.placed, self.problem, [*self.plans]
+        devices, lanes = placed.mesh.devices.size, self.starts.shape[1]
+        padded = np.concatenate([rows, np.full(self.wave_size - len(rows), rows[0])])
+        own = jax.tree.map(lambda leaf: leaf[padded], self.observations)
+        targets, starts = (self.images[padded], own), self.starts[padded]
+        real = np.arange(self.wave_size) < len(rows)
         yielded = ~real
-        while True:
+        with one_blas_thread:
+            wave = _begin(solver, placed, chunks[0], problem, targets, starts, real)
             status = _fetch(wave["status"])
+        while True:
             finished = (status != RUNNING).all(axis=0)
             new = finished & ~yielded
             if new.any() and (finished.all() or new.sum() >= chunks[0]):
                 yielded |= new
                 positions = np.flatnonzero(new)
-                done += len(positions)
                 yield rows[positions], _collect(solver, placed, problem, wave, positions)
-                if progress is not None:
-                    progress(done, count)
+            else:
+                yield rows[:0], None
             if finished.all():
                 break
             waiting = (status == RUNNING).reshape(lanes, devices, -1).sum(axis=(0, 2)).max()
             chunk = next((size for size in chunks if size <= waiting), chunks[-1])
-            wave = _round(solver, placed, chunk, plans[chunk], problem, wave)
+            with one_blas_thread:
+                wave = _round(solver, placed, chunk, self.plans[chunk], problem, wave)
+                status = _fetch(wave["status"])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ import jax
 
 from fpjax.inversion.problem import Problem
 from fpjax.inversion.solvers.base import Solver
+from fpjax.parallel import cores
 
 _WAVE = 64
 """Images that are on a device at once: enough that its last, partly filled rounds hardly count."""
@@ -31,6 +32,15 @@ def images_in_wave(solver: Solver, problem: Problem, count: int) -> int:
         if 4 * math.prod(problem.scheme.generator.image_shape) * size <= _PADDED_BYTES:
             return size
     return min(_WAVE, 1 << (count - 1).bit_length())
+
+
+def waves_at_once(solver: Solver, problem: Problem, memory: int, count: int) -> int:
+    """Waves that a host's CPU advances at the same time, where it has `count` images: one a core,
+    if lanes go one by one and memory is enough for that many."""
+    if jax.default_backend() != "cpu" or solver.cpu_lanes != 1 or count == 1:
+        return 1
+    fits = memory // max(1, solver.lane_bytes(problem))
+    return max(1, min(cores(), count, fits))
 
 
 def chunk_sizes(solver: Solver, problem: Problem, memory: int, lanes: int) -> tuple[int, ...]:

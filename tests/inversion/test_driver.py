@@ -1,6 +1,7 @@
 """The driver: lanes, statuses, chunks, meshes, and what is compiled."""
 
 import inspect
+import math
 
 import jax
 import numpy as np
@@ -69,6 +70,10 @@ def test_a_bad_first_start_is_rescued_by_the_second(scheme, images, keys):
     np.testing.assert_array_equal(found.keys, keys[:3])
 
 
+def of_automatic_axes(shape, names):
+    return Mesh(np.array(jax.devices()[: math.prod(shape)]).reshape(shape), names)
+
+
 @pytest.mark.parametrize("lanes", [1, 2, 8])
 def test_chunks_of_any_size_compute_what_single_lanes_do(scheme, images, monkeypatch, lanes):
     alone = fpjax.invert(Problem(scheme), images, starts=toys.starts(scheme))
@@ -76,7 +81,7 @@ def test_chunks_of_any_size_compute_what_single_lanes_do(scheme, images, monkeyp
     chunked = fpjax.invert(Problem(scheme), images, starts=toys.starts(scheme))
     np.testing.assert_array_equal(alone.keys, chunked.keys)
     # Batched products are summed in another order, and a stop may come a step later.
-    np.testing.assert_allclose(alone.soft_bits, chunked.soft_bits, atol=0.02)
+    np.testing.assert_allclose(alone.soft_bits, chunked.soft_bits, atol=0.05)
 
 
 def test_chunks_shrink_to_the_memory_budget(scheme):
@@ -162,10 +167,11 @@ def test_no_solver_is_given_the_key():
         assert not names & {"key", "keys", "true_keys", "registry", "latents"}
 
 
-def test_eight_devices_give_the_answers_of_one(scheme, images, keys):
+@pytest.mark.parametrize("make", [jax.make_mesh, of_automatic_axes])
+def test_eight_devices_give_the_answers_of_one(scheme, images, keys, make):
     if jax.device_count() < 8:
         pytest.skip("needs eight virtual devices, as conftest.py sets them up")
-    mesh = Mesh(np.array(jax.devices()[:8]).reshape(4, 2), ("data", "more"))
+    mesh = make((4, 2), ("data", "more"))
     starts = toys.starts(scheme)
     spread = fpjax.invert(Problem(scheme), images, starts=starts, mesh=mesh)
     alone = fpjax.invert(Problem(scheme), images, starts=starts)

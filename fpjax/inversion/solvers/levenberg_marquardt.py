@@ -55,7 +55,7 @@ _HOPELESS = 0.8
 _STALLED = 0.9
 """Share of the cost that a Jacobian left, above which a lane hardly moves."""
 
-_CPU_TANGENTS = 64
+_CPU_TANGENTS = 16
 """Tangents of a lane that a CPU pushes through at once."""
 
 
