@@ -26,7 +26,7 @@ from jaxtyping import Float
 
 from fpjax.fingerprint.basis import Basis, Metric, centre, row_signs
 from fpjax.models.generator import Generator
-from fpjax.models.jacobian import DEFAULT_MEMORY, block_size, jacobian_rows, tangent_bytes
+from fpjax.models.jacobian import DEFAULT_MEMORY, jacobian_rows, tangent_bytes, tangents_at_once
 from fpjax.precision import full_precision
 
 REGULARISATION = 1e-6
@@ -58,7 +58,7 @@ def image_metric(
     """
     dimension = generator.latent_size
     point = jax.ShapeDtypeStruct((dimension,), jnp.float32)
-    block = block_size(dimension, tangent_bytes(_seen, point, generator, lpips), memory)
+    block = tangents_at_once(dimension, tangent_bytes(_seen, point, generator, lpips), memory)
     total = np.zeros((dimension, dimension))
     for i, latent in enumerate(latents):
         rows = jax.device_get(_rows(jax.device_put(latent), generator, lpips, block))

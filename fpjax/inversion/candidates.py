@@ -33,6 +33,7 @@ from fpjax.inversion.problem import Problem, check_images
 from fpjax.inversion.solution import Solution
 from fpjax.models.canonical import canonical_convolutions
 from fpjax.models.jacobian import DEFAULT_MEMORY, tangent_bytes
+from fpjax.parallel import one_blas_thread
 from fpjax.precision import full_precision
 
 Array = jax.Array
@@ -167,11 +168,13 @@ def invert_candidates(
         for first in range(0, count, chunk):
             some = symbols[image, first : first + chunk]
             padded = np.concatenate([some, np.repeat(some[:1], chunk - len(some), axis=0)])
-            parts = _refine(
-                prepared, shared, jax.device_put(padded), operands[1], np.float32(tolerance),
-                steps, polish,
-            )  # fmt: skip
-            for whole, part in zip(found, jax.device_get(parts), strict=True):
+            with one_blas_thread:
+                parts = _refine(
+                    prepared, shared, jax.device_put(padded), operands[1], np.float32(tolerance),
+                    steps, polish,
+                )  # fmt: skip
+                parts = jax.device_get(parts)
+            for whole, part in zip(found, parts, strict=True):
                 whole[image, first : first + chunk] = part[: len(some)]
             if progress is not None:
                 progress(image * count + first + len(some), len(targets) * count)

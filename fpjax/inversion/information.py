@@ -22,7 +22,7 @@ from jaxtyping import Float, Shaped
 
 from fpjax.inversion.prior import GaussianPrior
 from fpjax.inversion.problem import Problem, check_images
-from fpjax.models.jacobian import DEFAULT_MEMORY, block_size, jacobian_rows, tangent_bytes
+from fpjax.models.jacobian import DEFAULT_MEMORY, jacobian_rows, tangent_bytes, tangents_at_once
 from fpjax.precision import full_precision
 
 Array = jax.Array
@@ -96,7 +96,7 @@ def bytes_of_tangent(problem: Problem) -> int:
 
 def tangents_in_block(problem: Problem, memory: int = DEFAULT_MEMORY) -> int:
     """How many tangents of a problem go through at a time within a memory budget."""
-    return block_size(problem.num_unknowns, bytes_of_tangent(problem), memory)
+    return tangents_at_once(problem.num_unknowns, bytes_of_tangent(problem), memory)
 
 
 def alpha_precision(problem: Problem) -> Array:

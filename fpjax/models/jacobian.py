@@ -107,6 +107,18 @@ def _largest(jaxpr: core.Jaxpr, varying: Sequence[Any]) -> int:
     return largest
 
 
+CPU_TANGENTS = 16
+"""Tangents that a CPU pushes through at once: more only leave the caches. 16 files of the bundled
+generator took 0.70 s an image with 64, 0.58 with 16 and 0.60 with 8."""
+
+
+def tangents_at_once(num: int, bytes_each: int, memory: int) -> int:
+    """`block_size`, and on CPUs few enough that they stay in the caches."""
+    if jax.default_backend() == "cpu":
+        memory = min(memory, CPU_TANGENTS * bytes_each)
+    return block_size(num, bytes_each, memory)
+
+
 def block_size(num: int, bytes_each: int, memory: int) -> int:
     """Tangents in a block: the fewest equal blocks of `num` that fit, at least one in each.
 

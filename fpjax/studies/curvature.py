@@ -20,7 +20,7 @@ from fpjax.fingerprint.codes import Code
 from fpjax.fingerprint.scheme import Scheme
 from fpjax.inversion.observation import ROUNDING_STD
 from fpjax.models.generator import Generator
-from fpjax.models.jacobian import DEFAULT_MEMORY, block_size, jacobian_rows, tangent_bytes
+from fpjax.models.jacobian import DEFAULT_MEMORY, jacobian_rows, tangent_bytes, tangents_at_once
 from fpjax.precision import full_precision
 
 NUM_LATENTS = 32
@@ -71,7 +71,7 @@ def iter_pixel_grams(
     latents = np.asarray(latents, np.float32).reshape(num_latents, -1)
     point = jax.ShapeDtypeStruct((generator.latent_size,), jnp.float32)
     shaped = lambda x, g: g.decode(g.params, x.reshape(1, *g.latent_shape))  # noqa: E731
-    block = block_size(generator.latent_size, tangent_bytes(shaped, point, generator), memory)
+    block = tangents_at_once(generator.latent_size, tangent_bytes(shaped, point, generator), memory)
     for latent in latents[first:]:
         yield np.asarray(jax.device_get(_gram(generator, jax.device_put(latent), block)))
 

@@ -55,9 +55,6 @@ _HOPELESS = 0.8
 _STALLED = 0.9
 """Share of the cost that a Jacobian left, above which a lane hardly moves."""
 
-_CPU_TANGENTS = 16
-"""Tangents of a lane that a CPU pushes through at once."""
-
 
 class LaneState(NamedTuple):
     """State of one lane."""
@@ -192,9 +189,7 @@ class LevenbergMarquardt:
 
     def plan(self, problem: Problem, memory: int) -> int:
         """Tangents in a block."""
-        fits = tangents_in_block(problem, memory)
-        # More at once than fill the cores only wait for one another, and leave the caches.
-        return min(fits, _CPU_TANGENTS) if jax.default_backend() == "cpu" else fits
+        return tangents_in_block(problem, memory)
 
     def init(
         self,
