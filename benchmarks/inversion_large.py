@@ -6,8 +6,8 @@ The weights are random, in the layout of the published ADA configuration, and so
 file is the 8-bit picture. Styles of fresh weights vary by half of their mean, styles of a trained
 network by a seventh (the bundled one's convolutions at 16 and 32 px), so `--modulation` scales the
 weights that make them. Directions are principal components; the linear start is fitted on
-`--fitted` pictures. With so many pixels the prior is tempered, and the lane may take longer. Beside
-it stands the published protocol's time: a measured step of Adam on LPIPS, times 20 starts of 2000.
+`--fitted` pictures. Beside it stands the published protocol's time: a measured step of Adam on
+LPIPS, times 20 starts of 2000.
 """
 
 from __future__ import annotations
@@ -77,8 +77,9 @@ def main() -> None:
         "--modulation", type=float, default=MODULATION, help="1: fresh weights' own"
     )
     parser.add_argument("--fitted", type=int, default=FITTED, help="pictures; 0: start at the mean")
-    parser.add_argument("--tempering", type=float, default=100.0, help="of the solver")
-    parser.add_argument("--stalled_after", type=int, default=12, help="of the solver")
+    parser.add_argument("--seed", type=int, default=2, help="of the key and the picture")
+    parser.add_argument("--tempering", type=float, help="of the solver; its default by size")
+    parser.add_argument("--slopes", type=int, help="of the solver; its default by size")
     parser.add_argument("--steps_of_adam", type=int, default=3)
     parser.add_argument("--json", default=None)
     args = parser.parse_args()
@@ -86,17 +87,19 @@ def main() -> None:
     before = time.perf_counter()
     scheme = large_scheme(generator, args.fitted)
     preparing = time.perf_counter() - before
-    keys = fpjax.sample_keys(jax.random.key(2), 1, 64)
-    made = fpjax.generate(scheme, jax.random.key(3), keys)
+    keys = fpjax.sample_keys(jax.random.key(args.seed), 1, 64)
+    made = fpjax.generate(scheme, jax.random.key(args.seed + 1), keys)
     starts = None if args.fitted else np.zeros((1, len(scheme.basis)), np.float32)
     before, processor = time.perf_counter(), time.process_time()
-    solver = fpjax.LevenbergMarquardt(tempering=args.tempering, stalled_after=args.stalled_after)
+    solver = fpjax.LevenbergMarquardt(tempering=args.tempering, slopes=args.slopes)
     problem, memory = fpjax.Problem(scheme), int(args.memory_gib * 2**30)
     found = fpjax.invert(problem, made.images, solver, starts=starts, memory=memory)
     result = {
         "resolution": args.resolution,
         "modulation": args.modulation,
         "tempering": args.tempering,
+        "slopes": args.slopes,
+        "fitted": args.fitted,
         "unknowns": len(scheme.basis),
         "seconds_to_make_the_scheme": preparing,
         "saturated": float(np.mean((made.images == 0) | (made.images == 255))),

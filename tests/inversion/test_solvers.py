@@ -1,6 +1,7 @@
 """Every solver on every standard problem, and what each promises beyond that."""
 
 import dataclasses
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +21,15 @@ from tests import toys
 
 
 def _name(solver):
-    return f"{solver.name}-{getattr(solver, 'jacobian_dtype', 'float32')}"
+    kind = getattr(solver, "jacobian_dtype", "float32")
+    return f"{solver.name}-{kind}" + "-as-if-large" * bool(getattr(solver, "slopes", 0))
 
 
 SOLVERS = [
     LevenbergMarquardt(),
     LevenbergMarquardt(jacobian_dtype="bfloat16"),
     Adam(num_starts=1, num_steps=400, learning_rate=0.05, decay=0.01),
+    LevenbergMarquardt(tempering=10, slopes=20, inner_steps=4),
 ]
 
 
@@ -38,15 +41,15 @@ class Standard:
     options: dict
     strength: float = 0.3
     statuses: tuple = (Status.SOLVED,)
-    solvers: tuple = (0, 1, 2)
+    solvers: tuple = (0, 1, 2, 3)
     decode: object = toys.linear_decode
 
 
 STANDARD = [
     Standard("linear", {}),
     # First-order methods crawl where the curvature is uneven, as it is in these two.
-    Standard("curved", {"scale": 0.1}, solvers=(0, 1), decode=toys.curved_decode),
-    Standard("ill-conditioned", {"condition": 300.0, "scale": 0.2}, solvers=(0, 1)),
+    Standard("curved", {"scale": 0.1}, solvers=(0, 1, 3), decode=toys.curved_decode),
+    Standard("ill-conditioned", {"condition": 300.0, "scale": 0.2}, solvers=(0, 1, 3)),
     Standard("saturated", {"offset": 0.9, "scale": 0.15}),
 ]
 
@@ -148,8 +151,41 @@ def test_tempering_is_gone_at_the_noise():
     assert (tempered.status == Status.SOLVED).all()
     # Inner steps end where one gains less than that many nats.
     np.testing.assert_allclose(tempered.loss, plain.loss, atol=SETTLED)
-    with pytest.raises(InputError, match="tempering -1: expected a number from 0"):
-        LevenbergMarquardt(tempering=-1)
+    for wrong in ({"tempering": -1}, {"slopes": -1}):
+        with pytest.raises(InputError, match=r"-1.*: expected numbers from 0"):
+            LevenbergMarquardt(**wrong)
+
+
+@pytest.mark.parametrize("tempering", [0, 10])
+def test_slopes_take_a_lane_further_than_a_jacobian_does(tempering):
+    scheme = toys.scheme(toys.generator(toys.curved_decode, scale=0.1))
+    images = fpjax.generate(scheme, jax.random.key(2), _keys(3)).images
+    starts = toys.starts(scheme) + 0.5
+    once, further = (
+        fpjax.invert(
+            Problem(scheme),
+            images,
+            LevenbergMarquardt(
+                tempering=tempering, slopes=s, max_steps=1, inner_steps=2, hopeless_ratio=1e9
+            ),
+            starts=starts,
+        )
+        for s in (0, 40)
+    )
+    assert (once.noise_ratio > 1.3).all()
+    assert (further.loss < 0.5 * once.loss).all()
+
+
+def test_large_pictures_are_tempered_and_get_slopes_small_ones_do_not():
+    problem = Problem(toys.scheme())
+    small, large = (
+        mock.Mock(problem, **{"scheme.generator.image_shape": shape})
+        for shape in ((64, 64, 3), (64, 65, 3))
+    )
+    assert LevenbergMarquardt()._while_unexplained(small) == (0, 0)
+    tempering, slopes = LevenbergMarquardt()._while_unexplained(large)
+    assert tempering == pytest.approx(10 * 64 * 65 / 32**2) and slopes > 0
+    assert LevenbergMarquardt(tempering=0, slopes=0)._while_unexplained(large) == (0, 0)
 
 
 def test_the_clip_leaks_only_while_far_from_the_noise():

@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from fpjax.errors import InputError
-from fpjax.inversion.broyden import SETTLED, descend, product, solve
+from fpjax.inversion.broyden import SETTLED, descend, product, solve, tempered
 from fpjax.inversion.information import (
     alpha_precision,
     bytes_of_tangent,
@@ -51,6 +51,9 @@ another valley: the lane goes back to the start it was given."""
 
 _HOPELESS = 0.8
 """Share of the cost that a Jacobian left, above which an image far from the noise is given up."""
+
+_SMALL = 64 * 64 * 3
+"""Values of pictures whose lanes are neither tempered nor need slopes, by default."""
 
 _STALLED = 0.9
 """Share of the cost that a Jacobian left, above which a lane hardly moves."""
@@ -114,12 +117,16 @@ class LevenbergMarquardt:
       stalled_after: an image that is not solved after this many Jacobians, and whose cost fell by
         less than a tenth in the last, has converged with more than noise left.
       tempering: how much more the prior weighs while the image is not explained, see
-        `broyden.tempered`; 0, the default, leaves the cost as it is. With the mean squared residual
-        s its precision is multiplied by `1 + tempering (s - 1)` (iteratively regularised
-        Gauss-Newton, Bakushinskii 1992). It is left out from the first Jacobian on that it holds
-        back, and no lane converges with it. It is for lanes that start far off and for large
-        pictures, whose many pixels let unknowns run off to fit what only better ones explain: 10
-        or 100.
+        `broyden.tempered`; 0 leaves the cost as it is. With the mean squared residual s its
+        precision is multiplied by `1 + tempering (s - 1)` (iteratively regularised Gauss-Newton,
+        Bakushinskii 1992). It is left out from the first Jacobian on that it holds back, and no
+        lane converges with it. It is for lanes that start far off, with 10, and for large pictures,
+        whose many pixels let unknowns run off to fit what only better ones explain. By default 0
+        for pictures of up to 64 x 64 pixels, and 10 for each 32 x 32 of larger ones.
+      slopes: steps with exact slopes that follow those of a Jacobian while the image is not
+        explained, at most. A slope costs a few forward passes, a Jacobian one for each unknown. By
+        default 0 for pictures of up to 64 x 64 pixels, for which they save no Jacobian, and 200 for
+        larger ones.
       jacobian_dtype: "float32", or "bfloat16" on an accelerator where the Jacobian alone is larger
         than memory; products accumulate in float32 either way. CPUs have no such products and make
         float32 of it again, which saves nothing: `MatrixFree` is for them.
@@ -142,7 +149,8 @@ class LevenbergMarquardt:
     hopeless_after: int = 4
     foreign_ratio: float = 130.0
     stalled_after: int = 6
-    tempering: float = 0.0
+    tempering: float | None = None
+    slopes: int | None = None
     jacobian_dtype: str = "float32"
 
     name: ClassVar[str] = "levenberg-marquardt"
@@ -160,8 +168,10 @@ class LevenbergMarquardt:
                 f"tolerance {self.tolerance}, near {self.near}: expected positive numbers, or no "
                 "near"
             )
-        if not self.tempering >= 0:
-            raise InputError(f"tempering {self.tempering}: expected a number from 0")
+        if not (self.tempering or 0) >= 0 or not (self.slopes or 0) >= 0:
+            raise InputError(
+                f"tempering {self.tempering}, slopes {self.slopes}: expected numbers from 0"
+            )
         if self.jacobian_dtype not in ("float32", "bfloat16"):
             raise InputError(
                 f"jacobian_dtype {self.jacobian_dtype!r}: choose 'float32' or 'bfloat16'"
@@ -190,6 +200,17 @@ class LevenbergMarquardt:
     def plan(self, problem: Problem, memory: int) -> int:
         """Tangents in a block."""
         return tangents_in_block(problem, memory)
+
+    def _while_unexplained(self, problem: Problem) -> tuple[float, int]:
+        """Tempering and slopes, by the size of the pictures where they are not given."""
+        values = math.prod(problem.scheme.generator.image_shape)
+        large = values > _SMALL
+        tempering = 10 * values / (32 * 32 * 3) if large else 0.0
+        slopes = 200 if large else 0
+        return (
+            tempering if self.tempering is None else self.tempering,
+            slopes if self.slopes is None else self.slopes,
+        )
 
     def init(
         self,
@@ -241,8 +262,9 @@ class LevenbergMarquardt:
 
         # Unknowns that run off to fit what only better ones explain do not come back. Where a
         # tempered prior holds a lane back, it goes on without to its end.
+        tempering, slopes = self._while_unexplained(problem)
         moving = (state.steps == 0) | (state.tempered & (state.shrink < _STALLED))
-        heat = jnp.where(moving, jnp.float32(self.tempering), jnp.float32(0))
+        heat = jnp.where(moving, jnp.float32(tempering), jnp.float32(0))
 
         def objective(unknowns):
             return evaluate(problem, unknowns, target, leak)
@@ -258,24 +280,37 @@ class LevenbergMarquardt:
             steps=self.inner_steps,
             already=there,
             gram=gram,
-            heat=heat if self.tempering else None,
+            heat=heat if tempering else None,
         )
 
-        def exact(unknowns):
-            return evaluate(problem, unknowns, target, 0.0)[1]
+        # Where what a Jacobian learns on the way does not take a lane to the noise, slopes do.
+        far = (end.ratio > self.solved_ratio) & (end.ratio <= self.hopeless_ratio)
+
+        def to_polish(unknowns):
+            residual, cost, _ = objective(unknowns)
+            if not tempering:
+                return cost
+            # As `cost`, infinite where it is not finite.
+            warm = tempered(residual, problem.penalty(unknowns), heat)
+            return jnp.where((heat > 0) & jnp.isfinite(cost), warm, cost)
+
+        def warmth(residual):  # of the prior's precision, see `tempered`
+            return 1 + heat * jnp.maximum(jnp.mean(residual**2) - 1, 0)
 
         def polished():
             # Under vmap both branches are taken: lanes that want no steps cost a slope.
-            most = jnp.where(close, self.polish_steps, 0)
-            curvature = end.gram + jnp.diag(precision)
-            found = polish(exact, end.unknowns, curvature, most, bounded=problem.bounded)
+            most = jnp.maximum(jnp.where(far, slopes, 0), jnp.where(close, self.polish_steps, 0))
+            curvature = end.gram / warmth(end.residual) + jnp.diag(precision)
+            found = polish(to_polish, end.unknowns, curvature, most, bounded=problem.bounded)
+            residual, cost, ratio = objective(found.unknowns)
             slope = found.slope - precision * (found.unknowns - mean)
-            return found.unknowns, slope, *evaluate(problem, found.unknowns, target, 0.0)[1:]
+            return found.unknowns, slope * warmth(residual), cost, ratio
 
         unknowns, slope, reached, ratio = end.unknowns, end.slope, end.cost, end.ratio
-        if says_noise(problem.observation):  # else the branch need not be compiled
+        wanted = close | far if slopes else close
+        if slopes or says_noise(problem.observation):  # else the branch need not be compiled
             here = unknowns, slope, reached, ratio
-            unknowns, slope, reached, ratio = jax.lax.cond(close, polished, lambda: here)
+            unknowns, slope, reached, ratio = jax.lax.cond(wanted, polished, lambda: here)
         # The key's information has no prior on the symbols; what alpha's adds stays.
         free = alpha_precision(problem)
         information, linear = profile(
