@@ -6,7 +6,9 @@ else. Where there is enough to do, as many programs at once as there are cores d
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import contextvars
 import functools
 import itertools
 import os
@@ -16,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
-from jax.sharding import Mesh
 from threadpoolctl import ThreadpoolController
 
 T = TypeVar("T")
@@ -44,27 +45,15 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def automatic(mesh: Mesh) -> Mesh:
-    """The same devices and axes, with the compiler free to choose how arrays lie on them.
-
-    `jax.make_mesh` makes axes that want every result's layout spelled out.
-
-    >>> mesh = jax.make_mesh((1,), ("images",))
-    >>> automatic(mesh) == Mesh(mesh.devices, ("images",))
-    True
-    """
-    return Mesh(mesh.devices, mesh.axis_names)
-
-
 class _BlasThreads:
-    """How many threads a process's BLAS has, while any thread wants it to have one."""
+    """One thread for a process's BLAS, while any thread wants that and JAX computes on CPUs."""
 
     def __init__(self) -> None:
         self.lock, self.wanted, self.limit = threading.Lock(), 0, contextlib.ExitStack()
 
     def __enter__(self) -> None:
         with self.lock:
-            if self.wanted == 0:
+            if self.wanted == 0 and jax.default_backend() == "cpu":
                 self.limit.enter_context(_controller().limit(limits=1, user_api="blas"))
             self.wanted += 1
 
@@ -91,8 +80,9 @@ def concurrently(parts: Sequence[Iterator[T]], alone: int = 0) -> Iterator[T]:
     """Runs iterators in a thread each, with the caller's settings of JAX, and yields what they
     yield as it comes.
 
-    An error in one ends the others before their next item, as does closing this iterator. The first
-    one yields so many items `alone` before the others begin: what it compiles they find compiled.
+    They are a few items ahead of what is asked for, no more. An error in one ends the others before
+    their next item, as do closing this iterator and the end of the program. The first one yields so
+    many items `alone` before the others begin: what it compiles they find compiled.
 
     >>> sorted(concurrently([iter([1, 2]), iter([3])]))
     [1, 2, 3]
@@ -101,38 +91,65 @@ def concurrently(parts: Sequence[Iterator[T]], alone: int = 0) -> Iterator[T]:
     if len(parts) == 1:
         yield from parts[0]
         return
-    settings = {name: getattr(jax.config, name) for name in _SETTINGS}
-    found: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-    stopped = threading.Event()
+    threads = _Threads(parts)
+    # Threads that are in a compiled program when the interpreter ends take it down with them.
+    atexit.register(threads.stop)
+    try:
+        yield from threads
+    finally:
+        if not threads.stopped.is_set():  # else the program is at its end
+            threads.stop()
+            atexit.unregister(threads.stop)
 
-    def run(part: Iterator[T]) -> None:
+
+class _Threads(Iterator[T]):
+    """The threads of `concurrently`, and what they found."""
+
+    def __init__(self, parts: Sequence[Iterator[T]]) -> None:
+        self.parts, self.stopped = parts, threading.Event()
+        self.ahead = threading.Semaphore(2 * len(parts))
+        self.found: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self.settings = {name: getattr(jax.config, name) for name in _SETTINGS}
+        self.running: list[threading.Thread] = []
+        self.left = len(parts)
+
+    def __next__(self) -> T:
+        if self.left and not self.running:
+            for part in self.parts:
+                context = contextvars.copy_context()
+                thread = threading.Thread(target=context.run, args=(self._run, part), daemon=True)
+                thread.start()
+                self.running.append(thread)
+        while self.left:
+            kind, item = self.found.get()
+            if kind == "error":
+                raise item
+            if kind == "item":
+                self.ahead.release()
+                return item
+            self.left -= 1
+        raise StopIteration
+
+    def _run(self, part: Iterator[T]) -> None:
         try:
             with contextlib.ExitStack() as stack:
-                for name, value in settings.items():
+                for name, value in self.settings.items():
                     if getattr(jax.config, name) != value:
                         stack.enter_context(_SETTINGS[name](value))
                 for item in part:
-                    if stopped.is_set():
+                    self.ahead.acquire()
+                    if self.stopped.is_set():
                         return
-                    found.put(("item", item))
-            found.put(("end", None))
+                    self.found.put(("item", item))
+            self.found.put(("end", None))
         except BaseException as error:  # raised where the items are wanted
-            found.put(("error", error))
+            self.found.put(("error", error))
 
-    threads = [threading.Thread(target=run, args=(part,), daemon=True) for part in parts]
-    for thread in threads:
-        thread.start()
-    running = len(threads)
-    try:
-        while running:
-            kind, item = found.get()
-            if kind == "error":
-                raise item
-            if kind == "end":
-                running -= 1
-            else:
-                yield item
-    finally:
-        stopped.set()
-        for thread in threads:
-            thread.join()
+    def stop(self) -> None:
+        """Ends all threads, each before its next item."""
+        self.stopped.set()
+        self.ahead.release(len(self.parts))
+        while self.running:
+            thread = self.running.pop()
+            if thread is not threading.current_thread():
+                thread.join()

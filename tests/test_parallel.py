@@ -1,6 +1,9 @@
 """Threads: their items, errors, settings of JAX, and an end when nobody wants more."""
 
 import itertools
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 
@@ -61,6 +64,35 @@ def test_closing_ends_all_threads():
     next(parts)
     parts.close()
     assert threading.active_count() == before
+
+
+def test_threads_are_a_few_items_ahead_and_no_more():
+    made = []
+
+    def part():
+        for i in itertools.count():
+            made.append(i)
+            yield i
+
+    parts = concurrently([part(), part()])
+    next(parts)
+    time.sleep(0.1)
+    assert len(made) <= 8
+    parts.close()
+
+
+def test_a_program_ends_with_an_iterator_that_is_half_read():
+    text = """
+        import itertools, jax, jax.numpy as jnp
+        from fpjax.parallel import concurrently
+        work = jax.jit(lambda x: (x @ x).sum())
+        parts = concurrently([map(work, itertools.repeat(jnp.ones((300, 300))))] * 2)
+        next(parts)
+        """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(text)], capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0 and not run.stderr
 
 
 def test_threads_have_the_callers_settings_of_jax():

@@ -17,7 +17,7 @@ from tests import pictures, toys
 
 def _round(scheme):
     solver, problem = LevenbergMarquardt(), fpjax.Problem(scheme)
-    placed = driver._Placed.of(jax.sharding.Mesh(np.array(jax.devices()[:1]), ("images",)))
+    placed = driver.Placed.of(jax.sharding.Mesh(np.array(jax.devices()[:1]), ("images",)))
     targets = np.zeros((1, *scheme.generator.image_shape), np.float32)
     first = np.zeros((1, 1, problem.num_unknowns), np.float32)
     wave = driver._begin(solver, placed, 1, problem.prepared(), (targets, None), first, True)

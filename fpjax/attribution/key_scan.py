@@ -11,7 +11,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,13 +19,15 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from fpjax.attribution.key_kernels import COLUMNS, MATCHING_ROWS, tile_keys
+from fpjax.fingerprint.packed import num_words
 from fpjax.fingerprint.stored import KeySource, StoredKeys
+from fpjax.parallel import cores
 
 BLOCK_SIZE = 1 << 21
 """Keys a block: 16 MiB at 64 bits."""
 STORED_BLOCK_SIZE = 1 << 23
-"""The same for stored keys, which need no memory of their own: a few milliseconds for one image, so
-that what a block costs beside the loop over its keys is little."""
+"""The same where matching reads stored keys in place: a few milliseconds for one image, so that
+what a block costs beside the loop over its keys is little."""
 GROUP = MATCHING_ROWS * COLUMNS
 """Blocks are multiples of this many keys."""
 _FEW = 1 << 16
@@ -100,8 +101,9 @@ class BestKeys:
 
         Those already there are ignored.
         """
-        new = (indices[:, None] != self.indices[images]).all(1)
-        owners, kept = np.unique(images[new]), self.scores.shape[1]
+        owners, kept = np.unique(images), self.scores.shape[1]
+        listed = (self.indices[owners] + owners[:, None] * self.total).ravel()
+        new = ~np.isin(indices + images * self.total, listed[self.scores[owners].ravel() < np.inf])
         images = np.concatenate([np.repeat(owners, kept), images[new]])
         scores = np.concatenate([self.scores[owners].ravel(), scores[new]])
         indices = np.concatenate([self.indices[owners].ravel(), indices[new]])
@@ -124,8 +126,9 @@ class KeyScan:
         devices = mesh.devices.size if mesh is not None else 1
         unit = GROUP * devices
         if block_size is None:
-            stored = isinstance(source, StoredKeys) and mesh is None
-            block_size = STORED_BLOCK_SIZE if stored else max(BLOCK_SIZE // unit, 1) * unit
+            in_place = isinstance(source, StoredKeys) and num_words(source.key_length) % 2 == 0
+            in_place &= mesh is None and jax.default_backend() == "cpu" and rows == MATCHING_ROWS
+            block_size = STORED_BLOCK_SIZE if in_place else max(BLOCK_SIZE // unit, 1) * unit
         if block_size < 1 or block_size % unit:
             raise ValueError(f"block_size is {block_size}: expected a multiple of {unit}")
         if threads is not None and threads < 1:
@@ -135,7 +138,7 @@ class KeyScan:
         few = _FEW // len(best.scores) if rows == MATCHING_ROWS else 0
         self.blocks, self.ends = _plan(source, min(block_size, max(unit, most)), unit, few)
         on_host = mesh is None and jax.default_backend() == "cpu"
-        self.threads = threads or ((os.cpu_count() or 1) if on_host else 1)
+        self.threads = threads or (cores() if on_host else 1)
         self.progress = progress
 
     def run(self, bounds: Bounds, exact: Exact, *, as_uint64: bool) -> None:
@@ -250,7 +253,9 @@ class KeyScan:
         self.best.merge(images[rows], scores[rows, columns], indices[rows, columns])
 
 
-def _plan(source: KeySource, block_size: int, unit: int, few: int):
+def _plan(
+    source: KeySource, block_size: int, unit: int, few: int
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """(first key, keys) of each block, of few sizes, since each is compiled; and (first key, end)
     of those that are better compared one by one.
 

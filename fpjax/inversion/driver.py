@@ -17,40 +17,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 from jaxtyping import Float, Int, Shaped
 
 from fpjax.errors import InputError
 from fpjax.fingerprint.keys import level_range
 from fpjax.inversion.information import decide_bits
 from fpjax.inversion.observation import PerImage, pixel_residual
+from fpjax.inversion.placement import Placed, Wave, fetch, sharded
 from fpjax.inversion.problem import Problem, check_images
-from fpjax.inversion.rounds import chunk_sizes, images_in_wave, waves_at_once
+from fpjax.inversion.rounds import chunk_sizes, images_in_wave, shared_memory, waves_at_once
 from fpjax.inversion.solution import RUNNING, Solution, Status
 from fpjax.inversion.solvers.base import Solver
 from fpjax.inversion.solvers.default import default_solver
 from fpjax.models.jacobian import DEFAULT_MEMORY
-from fpjax.parallel import automatic, concurrently, one_blas_thread
+from fpjax.parallel import concurrently, one_blas_thread
 from fpjax.precision import full_precision
 
 Array = jax.Array
 Progress = Callable[[int, int], None]
 
-_COMPILED: set[int] = set()
-"""Hashes of what rounds were begun with."""
-
-
-class Wave(dict):
-    """Lanes of a wave: `state` and `status` (S, N, ...), and `targets`: pixels (N, H, W, C) with
-    their own observations (a tree of (N, ...)), or None where one observation is all images'."""
-
-
-jax.tree_util.register_pytree_node(
-    Wave,
-    lambda wave: ((wave["state"], wave["status"], wave["targets"]), None),
-    lambda _, parts: Wave(state=parts[0], status=parts[1], targets=parts[2]),
-)
+_BEGUN: set[int] = set()
+"""Kinds of rounds that images were inverted by before."""
 
 
 def invert(
@@ -114,7 +102,8 @@ def invert_iter(
     mesh: Mesh | None = None,
     progress: Progress | None = None,
 ) -> Iterator[tuple[Int[np.ndarray, " finished"], Solution]]:
-    """Like `invert`, but yields images as they are finished, so that long work can be saved.
+    """Like `invert`, but yields images as they are finished, so that long work can be saved. On
+    several cores of a CPU it works a few images ahead; closing it ends that.
 
     Yields:
       (rows, solution): indices (n,) of images that are finished, and their solution.
@@ -138,22 +127,24 @@ def invert_iter(
     if (reason := solver.refuses(problem)) is not None:
         raise InputError(f"{type(solver).__name__} does not take this problem: {reason}")
     starts = _check_starts(problem, images, starts, solver)
-    at_once = waves_at_once(solver, problem, memory, count) if mesh is None else 1
-    mesh = Mesh(np.array(jax.devices()[:1]), ("images",)) if mesh is None else mesh
-    placed = _Placed.of(automatic(mesh))
+    alone = mesh is None
+    placed = Placed.of(Mesh(np.array(jax.devices()[:1]), ("images",)) if mesh is None else mesh)
     problem = placed.put_everywhere(problem.prepared())
-    devices, lanes = mesh.devices.size, starts.shape[1]
-    each = images_in_wave(solver, problem, -(-count // (devices * at_once)))
-    chunks = chunk_sizes(solver, problem, memory, each * lanes)
-    if chunks[0] > 1:  # batched factorisations wait for the threads that two programs share
-        at_once = 1
+    at_once = waves_at_once(solver, problem, memory, count) if alone else 1
+    devices, lanes = placed.mesh.devices.size, starts.shape[1]
+    in_wave = images_in_wave(solver, problem, -(-count // devices))
+    chunks = chunk_sizes(solver, problem, memory, in_wave * lanes)
     # The lanes of all rounds share what memory there is.
-    plans = {size: solver.plan(problem, memory // (size * at_once)) for size in chunks}
-    work = _Work(solver, placed, problem, images, observations, starts, devices * each, plans)
+    each = shared_memory(solver, problem, memory, at_once)
+    plans = {size: solver.plan(problem, each // size) for size in chunks}
+    work = _Work(solver, placed, problem, images, observations, starts, devices * in_wave, plans)
     done = 0
     parts = [work.run(slice(i, count, at_once)) for i in range(at_once)]
-    for rows, part in concurrently(parts, alone=0 if work.is_compiled() else 2):
+    # Threads that need a program at the same time would compile it once each.
+    begun = work.kind()
+    for rows, part in concurrently(parts, alone=0 if begun in _BEGUN else 2):
         if part is not None:
+            _BEGUN.add(begun)
             done += len(rows)
             yield rows, part
             if progress is not None:
@@ -165,7 +156,7 @@ class _Work:
     """All images of a call, and what is done with them."""
 
     solver: Solver
-    placed: _Placed
+    placed: Placed
     problem: Problem
     images: np.ndarray
     observations: Any
@@ -181,17 +172,12 @@ class _Work:
         for first in range(0, len(rows), self.wave_size):
             yield from self._wave(rows[first : first + self.wave_size])
 
-    def is_compiled(self) -> bool:
-        """Whether rounds like these were begun before in this process. Threads that need a program
-        at the same time would compile it once each."""
+    def kind(self) -> int:
+        """A hash of what the programs of a round depend on."""
         leaves, structure = jax.tree.flatten((self.problem, self.observations))
         shapes = tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
         sizes = self.wave_size, self.starts.shape[1], tuple(self.plans.items())
-        known = hash((self.solver, self.placed, sizes, structure, shapes))
-        if known in _COMPILED:
-            return True
-        _COMPILED.add(known)
-        return False
+        return hash((self.solver, self.placed, sizes, structure, shapes))
 
     def _wave(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Solution | None]]:
         solver, placed, problem, chunks = self.solver, self.placed, self.problem, [*self.plans]
@@ -203,14 +189,16 @@ class _Work:
         yielded = ~real
         with one_blas_thread:
             wave = _begin(solver, placed, chunks[0], problem, targets, starts, real)
-            status = _fetch(wave["status"])
+            status = fetch(wave["status"])
         while True:
             finished = (status != RUNNING).all(axis=0)
             new = finished & ~yielded
             if new.any() and (finished.all() or new.sum() >= chunks[0]):
                 yielded |= new
                 positions = np.flatnonzero(new)
-                yield rows[positions], _collect(solver, placed, problem, wave, positions)
+                with one_blas_thread:
+                    part = _collect(solver, placed, problem, wave, positions)
+                yield rows[positions], part
             else:
                 yield rows[:0], None
             if finished.all():
@@ -219,73 +207,12 @@ class _Work:
             chunk = next((size for size in chunks if size <= waiting), chunks[-1])
             with one_blas_thread:
                 wave = _round(solver, placed, chunk, self.plans[chunk], problem, wave)
-                status = _fetch(wave["status"])
-
-
-@dataclasses.dataclass(frozen=True)
-class _Placed:
-    """Where things are: lanes sharded over all axes of a mesh, problems everywhere."""
-
-    mesh: Mesh
-    lanes: NamedSharding
-    images: NamedSharding
-    everywhere: NamedSharding
-
-    @classmethod
-    def of(cls, mesh: Mesh) -> _Placed:
-        axes = mesh.axis_names
-        return cls(
-            mesh,
-            NamedSharding(mesh, P(None, axes)),
-            NamedSharding(mesh, P(axes)),
-            NamedSharding(mesh, P()),
-        )
-
-    def put_everywhere(self, tree: Any) -> Any:
-        if self.everywhere.is_fully_addressable:
-            return jax.device_put(tree, self.everywhere)
-
-        def put(leaf):
-            leaf = np.float32(leaf) if isinstance(leaf, float) else leaf
-            return _put(np.asarray(jax.device_get(leaf)), self.everywhere)
-
-        return jax.tree.map(put, tree)
-
-    def put_lanes(self, array: np.ndarray) -> Array:
-        return _put(array, self.lanes)
-
-    def put_images(self, array: np.ndarray) -> Array:
-        return _put(array, self.images)
-
-
-def _put(array: np.ndarray, sharding: NamedSharding) -> Array:
-    """Places a host array; with several processes each places its own part."""
-    if sharding.is_fully_addressable:
-        return jax.device_put(array, sharding)
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-
-
-def _fetch(array: Array) -> np.ndarray:
-    """A sharded array on the host, in every process."""
-    if array.is_fully_addressable:
-        return np.asarray(jax.device_get(array))
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
-
-
-def _sharded(placed: _Placed, function: Callable) -> Callable:
-    """Maps function(problem, wave) over the devices of a mesh."""
-    axes = placed.mesh.axis_names
-    specs = Wave(state=P(None, axes), status=P(None, axes), targets=P(axes))
-    return jax.shard_map(
-        function, mesh=placed.mesh, in_specs=(P(), specs), out_specs=specs, check_vma=False
-    )
+                status = fetch(wave["status"])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 @full_precision
-def _init(solver: Solver, placed: _Placed, chunk: int, problem: Problem, wave: Wave) -> Wave:
+def _init(solver: Solver, placed: Placed, chunk: int, problem: Problem, wave: Wave) -> Wave:
     def local(problem, wave):
         def begin(starts, target):
             bound, pixels = _bound(problem, target)
@@ -312,7 +239,7 @@ def _init(solver: Solver, placed: _Placed, chunk: int, problem: Problem, wave: W
         state, status = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (state, status))
         return Wave(state=state, status=status, targets=wave["targets"])
 
-    return _sharded(placed, local)(problem, wave)
+    return sharded(placed, local)(problem, wave)
 
 
 def _own_observations(problem: Problem, count: int) -> tuple[Problem, Any]:
@@ -339,7 +266,7 @@ def _bound(problem: Problem, target: Any) -> tuple[Problem, Array]:
     return dataclasses.replace(problem, observation=observation), pixels
 
 
-def _begin(solver, placed: _Placed, chunk: int, problem, targets, starts, real) -> Wave:
+def _begin(solver, placed: Placed, chunk: int, problem, targets, starts, real) -> Wave:
     status = np.where(real, np.int32(RUNNING), np.int32(Status.SUPERSEDED))
     wave = Wave(
         state=placed.put_lanes(np.ascontiguousarray(starts.swapaxes(0, 1))),
@@ -352,7 +279,7 @@ def _begin(solver, placed: _Placed, chunk: int, problem, targets, starts, real) 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(5,))
 @full_precision
 def _round(
-    solver: Solver, placed: _Placed, chunk: int, plan: int, problem: Problem, wave: Wave
+    solver: Solver, placed: Placed, chunk: int, plan: int, problem: Problem, wave: Wave
 ) -> Wave:
     """Advances the first `chunk` unfinished lanes of each device by one step."""
 
@@ -391,7 +318,7 @@ def _round(
         state = jax.tree.map(lambda x: x.reshape(starts, images, *x.shape[1:]), flat)
         return Wave(state=state, status=status, targets=wave["targets"])
 
-    return _sharded(placed, local)(problem, wave)
+    return sharded(placed, local)(problem, wave)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -431,12 +358,12 @@ def _estimates(solver: Solver, problem: Problem, wave: Wave, wanted: Array):
 
 
 def _collect(
-    solver: Solver, placed: _Placed, problem: Problem, wave: Wave, positions: np.ndarray
+    solver: Solver, placed: Placed, problem: Problem, wave: Wave, positions: np.ndarray
 ) -> Solution:
     images = wave["status"].shape[1]
     wanted = placed.put_images(np.isin(np.arange(images), positions))
     estimates = _estimates(solver, problem, wave, wanted)
-    found = jax.tree.map(lambda x: _fetch(x)[positions], estimates)
+    found = jax.tree.map(lambda x: fetch(x)[positions], estimates)
     estimate, status, steps, residual, soft_bits = found
     _, half = level_range(problem.scheme.levels)
     keys = (soft_bits > 0.5).astype(np.uint8)

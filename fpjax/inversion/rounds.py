@@ -36,11 +36,18 @@ def images_in_wave(solver: Solver, problem: Problem, count: int) -> int:
 
 def waves_at_once(solver: Solver, problem: Problem, memory: int, count: int) -> int:
     """Waves that a host's CPU advances at the same time, where it has `count` images: one a core,
-    if lanes go one by one and memory is enough for that many."""
+    if lanes go one by one and half of the memory is enough for that many."""
     if jax.default_backend() != "cpu" or solver.cpu_lanes != 1 or count == 1:
         return 1
-    fits = memory // max(1, solver.lane_bytes(problem))
+    fits = memory // (2 * max(1, solver.lane_bytes(problem)))
     return max(1, min(cores(), count, fits))
+
+
+def shared_memory(solver: Solver, problem: Problem, memory: int, at_once: int) -> int:
+    """Bytes for the tangents of each of the waves that are advanced at the same time."""
+    if at_once == 1:
+        return memory
+    return memory // at_once - solver.lane_bytes(problem)
 
 
 def chunk_sizes(solver: Solver, problem: Problem, memory: int, lanes: int) -> tuple[int, ...]:

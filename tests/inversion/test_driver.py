@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import threading
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ from jax.sharding import Mesh
 
 import fpjax
 from fpjax.errors import InputError
-from fpjax.inversion import driver
+from fpjax.inversion import driver, rounds
 from fpjax.inversion.problem import Problem
 from fpjax.inversion.solution import Status
 from fpjax.inversion.solvers.adam import Adam
@@ -78,10 +79,47 @@ def of_automatic_axes(shape, names):
 def test_chunks_of_any_size_compute_what_single_lanes_do(scheme, images, monkeypatch, lanes):
     alone = fpjax.invert(Problem(scheme), images, starts=toys.starts(scheme))
     monkeypatch.setattr(driver, "chunk_sizes", lambda *arguments: (lanes,))
+    monkeypatch.setattr(driver, "waves_at_once", lambda *arguments: 1)
     chunked = fpjax.invert(Problem(scheme), images, starts=toys.starts(scheme))
     np.testing.assert_array_equal(alone.keys, chunked.keys)
-    # Batched products are summed in another order, and a stop may come a step later.
+    # Batched products are summed in another order, and a stop may come a step later; by how much
+    # that moves a bit depends on the processor.
     np.testing.assert_allclose(alone.soft_bits, chunked.soft_bits, atol=0.05)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_cores_with_images_of_their_own_give_the_answers_of_one(
+    scheme, images, keys, monkeypatch, threads
+):
+    monkeypatch.setattr(rounds, "cores", lambda: 1)
+    alone = fpjax.invert(Problem(scheme), images, starts=toys.starts(scheme))
+    monkeypatch.setattr(rounds, "cores", lambda: threads)
+    problem, solver = Problem(scheme), LevenbergMarquardt()
+    assert rounds.waves_at_once(solver, problem, 1 << 30, len(images)) == threads
+    seen = []
+    spread = fpjax.invert(
+        problem, images, starts=toys.starts(scheme), progress=lambda done, of: seen.append(done)
+    )
+    np.testing.assert_array_equal(spread.keys, keys)
+    np.testing.assert_array_equal(spread.soft_bits, alone.soft_bits)
+    np.testing.assert_array_equal(spread.steps, alone.steps)
+    assert seen[-1] == len(images) and sorted(seen) == seen
+    # Memory that holds one lane is one lane's.
+    lane = solver.lane_bytes(problem)
+    assert rounds.waves_at_once(solver, problem, 2 * lane, len(images)) == 1
+    assert rounds.shared_memory(solver, problem, 9 * lane, 3) == 2 * lane
+
+
+def test_an_error_and_an_early_end_stop_all_threads(scheme, images, monkeypatch):
+    monkeypatch.setattr(rounds, "cores", lambda: 2)
+    before = threading.active_count()
+    parts = fpjax.invert_iter(Problem(scheme), images, starts=toys.starts(scheme))
+    next(parts)
+    parts.close()
+    monkeypatch.setattr(driver, "_collect", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fpjax.invert(Problem(scheme), images, starts=toys.starts(scheme))
+    assert threading.active_count() == before
 
 
 def test_chunks_shrink_to_the_memory_budget(scheme):
@@ -182,7 +220,7 @@ def test_eight_devices_give_the_answers_of_one(scheme, images, keys, make):
 
 def _round_program(scheme, devices):
     solver = LevenbergMarquardt()
-    placed = driver._Placed.of(Mesh(np.array(jax.devices()[:devices]), ("images",)))
+    placed = driver.Placed.of(Mesh(np.array(jax.devices()[:devices]), ("images",)))
     problem = jax.device_put(Problem(scheme).prepared(), placed.everywhere)
     targets = np.zeros((2 * devices, *toys.SHAPE), np.float32)
     starts = np.zeros((2 * devices, 1, 16), np.float32)

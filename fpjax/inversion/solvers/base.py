@@ -48,7 +48,8 @@ class Solver(Protocol):
     name: ClassVar[str]
     """Short and stable; calibrations record it."""
     cpu_lanes: ClassVar[int]
-    """Lanes that a CPU advances at once, at most."""
+    """Lanes in a round on a CPU, at most. With 1, each core advances a lane of its own: `step` is
+    traced and run in several threads, and `lane_bytes` says how many fit."""
 
     def refuses(self, problem: Problem) -> str | None:
         """Why this solver does not take a problem, or None where it does."""

@@ -8,8 +8,8 @@ inner steps, each of a single forward pass (`fpjax/inversion/broyden.py`).
 A lane has converged when a fresh Jacobian promises hardly any more log-likelihood, or, on files
 that were rounded alone, when one was taken so near the solution that the noise itself moves the
 solution as far, and its inner steps have nothing more to gain. The information about the key is
-taken from that Jacobian. On noisier files each Jacobian's inner steps are followed by steps with
-exact slopes (`fpjax/inversion/polish.py`).
+taken from that Jacobian. On noisier files, and while large pictures are not explained, each
+Jacobian's inner steps are followed by steps with exact slopes (`fpjax/inversion/polish.py`).
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ another valley: the lane goes back to the start it was given."""
 _HOPELESS = 0.8
 """Share of the cost that a Jacobian left, above which an image far from the noise is given up."""
 
-_SMALL = 64 * 64 * 3
-"""Values of pictures whose lanes are neither tempered nor need slopes, by default."""
+_SMALL = 64 * 64
+"""Pixels of pictures whose lanes are neither tempered nor need slopes, by default."""
 
 _STALLED = 0.9
 """Share of the cost that a Jacobian left, above which a lane hardly moves."""
@@ -154,8 +154,8 @@ class LevenbergMarquardt:
     jacobian_dtype: str = "float32"
 
     name: ClassVar[str] = "levenberg-marquardt"
-    # One lane's tangents fill the cores. More would also factor matrices in batches, and on CPU
-    # such kernels wait for the thread pool that they run in: two at once never end.
+    # Each core has a lane of its own. Several in one program would factor matrices in batches, and
+    # on CPU such kernels wait for the thread pool that they run in: two at once never end.
     cpu_lanes: ClassVar[int] = 1
 
     def __post_init__(self):
@@ -201,12 +201,10 @@ class LevenbergMarquardt:
         """Tangents in a block."""
         return tangents_in_block(problem, memory)
 
-    def _while_unexplained(self, problem: Problem) -> tuple[float, int]:
+    def _defaults_by_size(self, problem: Problem) -> tuple[float, int]:
         """Tempering and slopes, by the size of the pictures where they are not given."""
-        values = math.prod(problem.scheme.generator.image_shape)
-        large = values > _SMALL
-        tempering = 10 * values / (32 * 32 * 3) if large else 0.0
-        slopes = 200 if large else 0
+        pixels = math.prod(problem.scheme.generator.image_shape[:2])
+        tempering, slopes = (10 * pixels / 32**2, 200) if pixels > _SMALL else (0.0, 0)
         return (
             tempering if self.tempering is None else self.tempering,
             slopes if self.slopes is None else self.slopes,
@@ -262,7 +260,7 @@ class LevenbergMarquardt:
 
         # Unknowns that run off to fit what only better ones explain do not come back. Where a
         # tempered prior holds a lane back, it goes on without to its end.
-        tempering, slopes = self._while_unexplained(problem)
+        tempering, slopes = self._defaults_by_size(problem)
         moving = (state.steps == 0) | (state.tempered & (state.shrink < _STALLED))
         heat = jnp.where(moving, jnp.float32(tempering), jnp.float32(0))
 
@@ -284,10 +282,12 @@ class LevenbergMarquardt:
         )
 
         # Where what a Jacobian learns on the way does not take a lane to the noise, slopes do.
-        far = (end.ratio > self.solved_ratio) & (end.ratio <= self.hopeless_ratio)
+        far = (end.ratio > self.solved_ratio) & (end.ratio <= self.hopeless_ratio) & ~there
+        # Near the noise the clip that the file went through has its own slopes.
+        leak_of_slopes = jnp.where(end.ratio > _NEAR, leak, jnp.float32(0))
 
         def to_polish(unknowns):
-            residual, cost, _ = objective(unknowns)
+            residual, cost, _ = evaluate(problem, unknowns, target, leak_of_slopes)
             if not tempering:
                 return cost
             # As `cost`, infinite where it is not finite.
@@ -302,7 +302,7 @@ class LevenbergMarquardt:
             most = jnp.maximum(jnp.where(far, slopes, 0), jnp.where(close, self.polish_steps, 0))
             curvature = end.gram / warmth(end.residual) + jnp.diag(precision)
             found = polish(to_polish, end.unknowns, curvature, most, bounded=problem.bounded)
-            residual, cost, ratio = objective(found.unknowns)
+            residual, cost, ratio = evaluate(problem, found.unknowns, target, leak_of_slopes)
             slope = found.slope - precision * (found.unknowns - mean)
             return found.unknowns, slope * warmth(residual), cost, ratio
 
@@ -346,7 +346,7 @@ class LevenbergMarquardt:
                 shrink=jnp.zeros_like(after.shrink),
             )
 
-        astray = (state.steps == 0) & (end.ratio > _ASTRAY) & (end.ratio <= self.foreign_ratio)
+        astray = (state.steps == 0) & (ratio > _ASTRAY) & (ratio <= self.foreign_ratio)
         astray &= heat == 0
         return jax.lax.cond(astray, back, lambda after: after, after)
 
@@ -364,8 +364,9 @@ class LevenbergMarquardt:
         )
         # A lane that goes back to its start has no share of the cost left, and another chance.
         foreign = (state.steps == 1) & (state.ratio > self.foreign_ratio) & (state.shrink > 0)
-        foreign &= ~state.tempered & (problem.average_rows is not None)
-        hopeless = (hopeless | foreign) & ~state.tempered
+        # Tempering holds nothing back by as much as that.
+        foreign &= problem.average_rows is not None
+        hopeless = (hopeless & ~state.tempered) | foreign
         stalled = (
             (state.steps >= self.stalled_after)
             & (state.ratio > self.solved_ratio)
