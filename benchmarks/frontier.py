@@ -38,8 +38,9 @@ from fpjax.training.frechet import FEATURES, vgg_features
 
 NAMES = {"latent": "PCA, as published", "image": "image metric"}
 LENGTH = 64
-PSNRS = np.arange(24.0, 50.1, 1.0)
-STRENGTHS = np.geomspace(1e-3, 30, 60)
+LEAST, MOST = 1e-3, 30.0
+"""Strengths, in the bases' units, within which an error is looked for."""
+PSNRS = np.arange(18.0, 50.1, 1.0)
 
 
 def at_error(study: Study, design: Design, error: float) -> Design:
@@ -49,7 +50,10 @@ def at_error(study: Study, design: Design, error: float) -> Design:
         tried = dataclasses.replace(design, psnr=None, strength=float(np.exp(log_strength)))
         return study.predict(tried).bit_error - error
 
-    found = scipy.optimize.brentq(gap, np.log(1e-3), np.log(30), xtol=1e-3)
+    low, high = np.log(LEAST), np.log(MOST)
+    if not gap(low) > 0 > gap(high):
+        raise SystemExit(f"no strength from {LEAST} to {MOST} gives an error of {error}: {design}")
+    found = scipy.optimize.brentq(gap, low, high, xtol=1e-3)
     return dataclasses.replace(design, psnr=None, strength=float(np.exp(found)))
 
 
@@ -114,7 +118,7 @@ def measure(study: Study, design: Design, key: jax.Array, args) -> dict:
 
 def pictures(study: Study, rows: list[dict], num: int = 8) -> dict[str, np.ndarray]:
     """Originals, and the same with keys at equal accuracy and at equal PSNR."""
-    found = {"original": study._originals[:num]}
+    found = {"original": study.originals[:num]}
     for row in rows:
         design = Design(**row["design"])
         label = f"{NAMES[design.basis]}, {row['measured']['psnr_db']:.1f} dB"
@@ -126,7 +130,7 @@ def pictures(study: Study, rows: list[dict], num: int = 8) -> dict[str, np.ndarr
         Design(**image["design"]), strength=None, psnr=latent["predicted"]["psnr"]
     )
     error = study.predict(equal).bit_error
-    label = f"{NAMES['image']}, {latent['predicted']['psnr']:.1f} dB, {error:.1e} of bits wrong"
+    label = f"{NAMES['image']}, {latent['predicted']['psnr']:.1f} dB,\n{error:.0e} of bits wrong"
     found[label] = study.pictures(study.scheme(equal))[:num]
     return found
 
@@ -157,7 +161,7 @@ def draw(study: Study, rows: list[dict], noises: list[float], path: Path) -> Non
                 )
             axis.set_yscale("log")
             axis.set_ylim(1e-4, 0.6)
-            axis.set_xlim(24, 50)
+            axis.set_xlim(18, 50)
             axis.set_title(f"noise {noise:g}" if noise else "rounded to 8 bits")
             axis.set_xlabel("PSNR in dB")
         axes[0].set_ylabel("share of wrong bits")
@@ -189,6 +193,8 @@ def main() -> None:
     key_basis, key_study, key_rows = jax.random.split(jax.random.key(0), 3)
     bases = {name: fpjax.fit_basis(generator, key_basis, 10_000, metric=name) for name in NAMES}
     study = Study(generator, bases, key_study)
+    said = ("generator", "error", "num_images", "num_pictures", "fitted")
+    settings = {name: getattr(args, name) for name in said}
     rows = []
     for noise in noises:
         for basis in NAMES:
@@ -201,14 +207,15 @@ def main() -> None:
                     "measured": measure(study, design, key_rows, args),
                     "curve": curve(study, design),
                     "frechet_features": FEATURES,
-                    "num_images": args.num_images,
-                    "num_pictures": args.num_pictures,
+                    "settings": settings,
                 }
                 with atomic_write(path) as file:
                     file.write(json.dumps(row, indent=1).encode())
             rows.append(json.loads(path.read_text()))
-            said = {k: v for k, v in rows[-1].items() if k not in ("curve", "predicted")}
-            print(json.dumps(said), flush=True)
+            if rows[-1]["settings"] != settings:
+                raise SystemExit(f"{path} was measured with other settings: choose another --out")
+            shown = {k: v for k, v in rows[-1].items() if k not in ("curve", "predicted")}
+            print(json.dumps(shown), flush=True)
     if args.plot:
         draw(study, rows, noises, args.plot)
 

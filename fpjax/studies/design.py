@@ -84,6 +84,10 @@ class Study:
       keep_all: see `Scheme.create`.
       progress: called with (Jacobians done, in all).
 
+    Attributes:
+      originals: the pictures without a key that quality is measured on, (num_pictures, H, W, C)
+        uint8.
+
     Raises:
       InputError: for Jacobians of another generator.
     """
@@ -112,7 +116,7 @@ class Study:
         self.grams = grams
         self.num_pictures = num_pictures
         self._natural = generator.natural_latents(key_pictures, num_pictures)
-        self._originals = to_uint8(decode_images(generator, self._natural))
+        self.originals = to_uint8(decode_images(generator, self._natural))
         self._placed: _Placement | None = None
         self._solved: dict[tuple, tuple[float, float]] = {}
         self._qualities: dict[tuple, tuple[float, float, float | None]] = {}
@@ -136,7 +140,7 @@ class Study:
 
     def quality(self, scheme: Scheme) -> np.ndarray:
         """PSNR of each picture, (num_pictures,) decibels."""
-        return psnr_db(self._originals, self.pictures(scheme))
+        return psnr_db(self.originals, self.pictures(scheme))
 
     def information(self, design: Design) -> np.ndarray:
         """S about the symbols of a design for each latent, (N, L, L) float64."""
@@ -204,9 +208,9 @@ class Study:
         where = (*placed.design, strength)
         if where not in self._qualities:
             made = self.pictures(placed.scheme.replace(strength=strength))
-            psnr, lpips = psnr_db(self._originals, made), None
+            psnr, lpips = psnr_db(self.originals, made), None
             if self.perceptual is not None:
-                lpips = float(self.perceptual(self._originals, made).mean())
+                lpips = float(self.perceptual(self.originals, made).mean())
             self._qualities[where] = (float(psnr.mean()), float(psnr.min()), lpips)
         return self._qualities[where]
 
