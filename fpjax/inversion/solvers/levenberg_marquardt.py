@@ -103,8 +103,10 @@ class LevenbergMarquardt:
         extrapolates to the minimum.
       near: nats an unknown, for files that were rounded alone; where a Jacobian promised less than
         this times K and its inner steps ran until they gained nothing, it counts as taken at the
-        solution: on five images of the bundled generator a fresh one promised 1 to 3 % of that. A
-        file that is n times noisier has 1 / n^2 of it. 0 asks for a fresh one always.
+        solution. The score of the true key over its length, 1 where information is honest, was
+        1.09 with 1, 1.06 with 0.3 and 1.04 with 0 on 48 files of the bundled generator, after 2.9,
+        3.1 and 3.8 Jacobians each. A file that is n times noisier has 1 / n^2 of it. 0 asks for a
+        fresh one always.
       solved_ratio: residual, in units of the observation's noise, up to which an image that has
         converged is solved.
       hopeless_ratio, hopeless_after: an image whose residual is still above this ratio after this
@@ -143,7 +145,7 @@ class LevenbergMarquardt:
     inner_steps: int = 48
     polish_steps: int = 40
     tolerance: float = 0.02
-    near: float = 1.0
+    near: float = 0.3
     solved_ratio: float = 1.3
     hopeless_ratio: float = 25.0
     hopeless_after: int = 4
