@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -22,12 +23,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
+from design_check import calibrated, observation_of
 
 import fpjax
 from fpjax.cli.common import use_compilation_cache
-from fpjax.fingerprint.calibration import Calibration
 from fpjax.fingerprint.decode import decode_images
-from fpjax.inversion.starts import fit_linear_start
 from fpjax.io.atomic import atomic_write
 from fpjax.io.images import to_uint8
 from fpjax.perceptual import frechet_from_features
@@ -80,16 +80,18 @@ def curve(study: Study, design: Design) -> list[tuple[float, float]]:
     return points
 
 
+@functools.cache
+def real_features(study: Study, num: int) -> np.ndarray:
+    """Features of pictures without a key, of other latents than any that is measured."""
+    natural = study.generator.natural_latents(jax.random.key(99), num)
+    return vgg_features(to_uint8(decode_images(study.generator, natural)))
+
+
 def measure(study: Study, design: Design, key: jax.Array, args) -> dict:
     """What becomes of files that carry keys in this way."""
-    observation = fpjax.Gaussian(design.noise) if design.noise else fpjax.Rounded8Bit()
+    observation = observation_of(design.noise)
     keys_of = jax.random.split(key, 6)
-    scheme = study.scheme(design)
-    start = fit_linear_start(scheme, keys_of[0], args.fitted, observation=observation)
-    name = fpjax.LevenbergMarquardt.name
-    scheme = scheme.replace(
-        calibration=Calibration(start, observation.name, name, 1.5, 1.0, args.fitted, 0)
-    )
+    scheme = calibrated(study.scheme(design), observation, keys_of[0], args.fitted)
     keys = fpjax.sample_keys(keys_of[1], args.num_images, LENGTH)
     made = fpjax.generate(scheme, keys_of[2], keys)
     files = np.asarray(observation.simulate(keys_of[3], jnp.asarray(made.float_images)))
@@ -98,8 +100,7 @@ def measure(study: Study, design: Design, key: jax.Array, args) -> dict:
     others = fpjax.generate(
         scheme, keys_of[4], fpjax.sample_keys(keys_of[5], args.num_pictures, LENGTH)
     )
-    natural = study.generator.natural_latents(jax.random.key(99), args.num_pictures)
-    real = vgg_features(to_uint8(decode_images(study.generator, natural)))
+    real = real_features(study, args.num_pictures)
     lpips = lpips_distance(study.generator.image_shape)
     return {
         "bit_error": float(wrong.mean()),

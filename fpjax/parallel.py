@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import contextvars
 import functools
+import importlib
 import itertools
 import os
 import queue
@@ -66,8 +67,7 @@ class _BlasThreads:
 
 @functools.cache
 def _controller() -> ThreadpoolController:
-    import scipy.linalg  # noqa: F401  (whose BLAS is the one that JAX calls on CPUs)
-
+    importlib.import_module("scipy.linalg")  # whose BLAS is the one that JAX calls on CPUs
     return ThreadpoolController()
 
 

@@ -86,7 +86,7 @@ def test_a_program_ends_with_an_iterator_that_is_half_read():
         import itertools, jax, jax.numpy as jnp
         from fpjax.parallel import concurrently
         work = jax.jit(lambda x: (x @ x).sum())
-        parts = concurrently([map(work, itertools.repeat(jnp.ones((300, 300))))] * 2)
+        parts = concurrently([map(work, itertools.repeat(jnp.ones((300, 300)))) for _ in "ab"])
         next(parts)
         """
     run = subprocess.run(

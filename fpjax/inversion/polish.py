@@ -4,8 +4,9 @@ Steps that are taken with one Jacobian (`broyden.py`) end where that Jacobian, a
 the way, see no slope. On a clean file this is as near to the solution as the file's noise lets it
 be. The noisier a file, the further its solution moves about: the more a Jacobian changes on the way
 there, and the more of the residual is noise whose curvature Gauss and Newton leave out. After noise
-of 0.05 such steps stop tens of nats short, where a bit in fifty is wrong that need not be. And the
-more pixels a picture has, the sooner they stop. A slope of the cost itself takes one backward pass.
+of 0.05 such steps stop tens of nats short, where a bit in fifty is wrong that need not be. Files
+of a network of 256 px they leave at twice the noise. A slope of the cost itself takes one backward
+pass.
 
 Source: Nocedal and Wright, Numerical Optimization (2006), Section 6.1.
 """

@@ -77,14 +77,15 @@ def of_automatic_axes(shape, names):
 
 @pytest.mark.parametrize("lanes", [1, 2, 8])
 def test_chunks_of_any_size_compute_what_single_lanes_do(scheme, images, monkeypatch, lanes):
-    alone = fpjax.invert(Problem(scheme), images, starts=toys.starts(scheme))
+    # Batched products are summed in another order, and a stop may come a step later: both stop
+    # where hardly anything is left.
+    solver = LevenbergMarquardt(tolerance=1e-4, near=0)
+    alone = fpjax.invert(Problem(scheme), images, solver, starts=toys.starts(scheme))
     monkeypatch.setattr(driver, "chunk_sizes", lambda *arguments: (lanes,))
     monkeypatch.setattr(driver, "waves_at_once", lambda *arguments: 1)
-    chunked = fpjax.invert(Problem(scheme), images, starts=toys.starts(scheme))
+    chunked = fpjax.invert(Problem(scheme), images, solver, starts=toys.starts(scheme))
     np.testing.assert_array_equal(alone.keys, chunked.keys)
-    # Batched products are summed in another order, and a stop may come a step later; by how much
-    # that moves a bit depends on the processor.
-    np.testing.assert_allclose(alone.soft_bits, chunked.soft_bits, atol=0.05)
+    np.testing.assert_allclose(alone.soft_bits, chunked.soft_bits, atol=0.02)
 
 
 @pytest.mark.parametrize("threads", [2, 3])
