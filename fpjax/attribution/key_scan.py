@@ -103,10 +103,13 @@ class BestKeys:
         """
         owners, kept = np.unique(images), self.scores.shape[1]
         listed = (self.indices[owners] + owners[:, None] * self.total).ravel()
-        new = ~np.isin(indices + images * self.total, listed[self.scores[owners].ravel() < np.inf])
-        images = np.concatenate([np.repeat(owners, kept), images[new]])
-        scores = np.concatenate([self.scores[owners].ravel(), scores[new]])
-        indices = np.concatenate([self.indices[owners].ravel(), indices[new]])
+        listed = listed[self.scores[owners].ravel() < np.inf]
+        if len(listed):
+            new = ~np.isin(indices + images * self.total, listed)
+            images, scores, indices = images[new], scores[new], indices[new]
+        images = np.concatenate([np.repeat(owners, kept), images])
+        scores = np.concatenate([self.scores[owners].ravel(), scores])
+        indices = np.concatenate([self.indices[owners].ravel(), indices])
         order = np.lexsort((indices, scores, images))
         first = np.searchsorted(images[order], owners)
         best = order[first[:, None] + np.arange(kept)]
@@ -216,11 +219,12 @@ class KeyScan:
     def _merge(self, start: int, words, bounds: np.ndarray, exact: Exact) -> None:
         # Later keys lose ties.
         active = bounds < self.best.limits()[:, None]
-        if not active.any():
+        counts = active.sum(1)
+        if not counts.any():
             return
         words = np.asarray(words)
         wanted = self.best.scores.shape[1]
-        many = np.flatnonzero(active.sum(1) > 4 * wanted)
+        many = np.flatnonzero(counts > 4 * wanted)
         if len(many):
             first = min(wanted, bounds.shape[1])
             tiles = np.argpartition(bounds[many], first - 1, axis=1)[:, :first]
@@ -245,7 +249,10 @@ class KeyScan:
         self.best.examined += scores.size
         limits, wanted = self.best.limits()[images, None], self.best.scores.shape[1]
         possible = (scores <= limits) & self.best.candidates(indices)
-        if possible.sum() > 4 * wanted * len(images):  # the best of each row alone
+        count = possible.sum()
+        if not count:
+            return
+        if count > 4 * wanted * len(images):  # the best of each row alone
             scores = np.where(possible, scores, np.inf)
             kth = np.partition(scores, wanted - 1, axis=1)[:, wanted - 1, None]
             possible &= scores <= kth
