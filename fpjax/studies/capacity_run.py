@@ -47,7 +47,8 @@ from fpjax.studies.design import Study, UnreachableQuality, study_keys
 from fpjax.studies.design_run import read_npz, stored_grams, write_json, write_npz
 from fpjax.studies.designs import Design
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1 predicted as version 1 of a design study did."""
 RESULT = "capacity.json"
 BATCH = 8
 """Images inverted and kept together: what an early end may cost."""
@@ -136,7 +137,8 @@ def run_capacity(
         "complete": False, **header, "users": list(users), "rates": list(rates), "cells": []
     }  # fmt: skip
     write_json(folder / RESULT, result)
-    work = _Work(scheme, folder, settings, progress)
+    noises = sorted({cell.noise for cell in cells})
+    work = _Work(scheme, folder, settings, noises, progress)
     for i, cell in enumerate(cells):
         try:
             values = work.judge(cell, users, rates, simulated)
@@ -154,13 +156,27 @@ def run_capacity(
 class _Work:
     """What cells share: Jacobians, original pictures, starts."""
 
-    def __init__(self, scheme: Scheme, folder: Path, settings: Settings, progress: Progress):
+    def __init__(
+        self,
+        scheme: Scheme,
+        folder: Path,
+        settings: Settings,
+        noises: Sequence[float],
+        progress: Progress,
+    ):
         if not isinstance(scheme.basis, Basis):
             raise InputError("the study needs whole directions: this scheme's basis is in blocks")
         self.scheme, self.folder, self.settings, self.progress = scheme, folder, settings, progress
         key_study, self.key = jax.random.split(jax.random.key(settings.seed))
-        latents = study_keys(key_study)[0]
-        grams = stored_grams(scheme.generator, folder, latents, settings.num_latents, progress)
+        grams = stored_grams(
+            scheme.generator,
+            scheme.basis,
+            folder,
+            study_keys(key_study)[0],
+            noises,
+            settings.num_latents,
+            progress,
+        )
         self.study = Study(
             scheme.generator,
             {"scheme": scheme.basis},

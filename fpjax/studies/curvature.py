@@ -1,7 +1,8 @@
 """What pictures say about symbols, from Jacobians alone: curvatures, information, expected errors.
 
-With W = J J^T of a natural latent over the pixels that are not saturated, the curvature of the
-negative log-likelihood along directions T is T W T^T over the noise's variance. Profiling alpha out
+With W the product of a natural latent's Jacobian and that of another latent which explains a noisy
+file of the first as well, over the pixels that are not saturated, the curvature of the negative
+log-likelihood along directions T is T W T^T over the noise's variance. Profiling alpha out
 of it gives the information S about the symbols (`inversion.information`), and S says how the
 solver's estimates scatter, so that decisions can be drawn instead of inverting pictures.
 """
@@ -9,18 +10,20 @@ solver's estimates scatter, so that decisions can be drawn instead of inverting 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
+from fpjax.fingerprint.basis import Basis
 from fpjax.fingerprint.codes import Code
 from fpjax.fingerprint.scheme import Scheme
 from fpjax.inversion.observation import ROUNDING_STD
 from fpjax.models.generator import Generator
 from fpjax.models.jacobian import DEFAULT_MEMORY, jacobian_rows, tangent_bytes, tangents_at_once
+from fpjax.parallel import concurrently, cores, one_blas_thread
 from fpjax.precision import full_precision
 
 NUM_LATENTS = 32
@@ -37,8 +40,8 @@ _EDGE = 1 - 1 / 255
 
 @functools.partial(jax.jit, static_argnums=2)
 @full_precision
-def _gram(generator: Generator, latent: jax.Array, block: int) -> jax.Array:
-    """J J^T over unsaturated pixels, (D, D)."""
+def _rows(generator: Generator, latent: jax.Array, block: int) -> jax.Array:
+    """J of a latent as rows (D, M), zero for pixels that are saturated."""
 
     def image(flat):
         latents = flat.reshape(1, *generator.latent_shape)
@@ -46,66 +49,136 @@ def _gram(generator: Generator, latent: jax.Array, block: int) -> jax.Array:
 
     tangents = jnp.eye(generator.latent_size, dtype=jnp.float32)
     value, rows = jacobian_rows(image, latent, tangents, block=block)
-    rows = rows * (jnp.abs(value) < _EDGE).astype(rows.dtype)[None]
-    return jnp.matmul(rows, rows.T, precision="highest")
+    return rows * (jnp.abs(value) < _EDGE).astype(rows.dtype)[None]
+
+
+@jax.jit
+def _product(rows: jax.Array, others: jax.Array) -> jax.Array:
+    return jnp.matmul(rows, others.T, precision="highest")
+
+
+def pixel_grams(
+    generator: Generator,
+    prior: Basis,
+    key: jax.Array,
+    noises: Sequence[float] = (0.0,),
+    num_latents: int = NUM_LATENTS,
+    *,
+    memory: int = DEFAULT_MEMORY,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[float, np.ndarray]:
+    """What `iter_pixel_grams` yields, for each noise (N, D, D) float32.
+
+    Args:
+      generator, prior, key, noises, memory: see there.
+      num_latents: how many, N.
+      progress: called with (latents done, in all).
+    """
+    found: list[dict[float, np.ndarray]] = [{} for _ in range(num_latents)]
+    done = iter_pixel_grams(generator, prior, key, noises, num_latents, memory=memory)
+    for count, (i, grams) in enumerate(done, 1):
+        found[i] = grams
+        if progress is not None:
+            progress(count, num_latents)
+    return {noise: np.stack([grams[noise] for grams in found]) for noise in noises}
 
 
 def iter_pixel_grams(
     generator: Generator,
+    prior: Basis,
     key: jax.Array,
+    noises: Sequence[float] = (0.0,),
     num_latents: int = NUM_LATENTS,
     *,
-    first: int = 0,
+    wanted: Sequence[int] | None = None,
     memory: int = DEFAULT_MEMORY,
-) -> Iterator[np.ndarray]:
-    """Yields J J^T of one natural latent after the other, each (D, D) float32.
+) -> Iterator[tuple[int, dict[float, np.ndarray]]]:
+    """Yields products of Jacobians of natural latents over the pixels that are not saturated.
+
+    Who reads a noisy file does not know the Jacobian of the latent that made it, but that of some
+    latent which explains the file as well: only what their Jacobians have in common says anything.
+    So a gram is J(w) J(w')^T, w a natural latent and w' one drawn from what a file of w leaves
+    open (its posterior, with the Jacobian at w). Averaged, it is that of the Jacobian's posterior
+    mean; J(w) J(w)^T would count what nobody can know. The wider a posterior, the more this
+    matters: of 64 bits of the image basis of the bundled generator at 34 dB and noise of 0.1, the
+    latter expects 11.5% to be wrong, the former 14.5%, and 17.0% of 48 inversions are.
+
+    A single product is neither symmetric nor positive: it is made so along the directions of
+    `prior`. Those of the image metric are in units of the image, where an error is equally large
+    along all of them; in others large ones spoil the small: the same 14.5% are 13.2% with principal
+    components, and 11.5% in units of natural standard deviations.
 
     Args:
       generator: what makes the images.
-      key: PRNG key of the latents.
+      prior: directions and natural standard deviations of latents, best of the image metric.
+      key: PRNG key of the latents, and of what is drawn.
+      noises: standard deviations in the file, images in [-1, 1]; rounding is added to each.
       num_latents: how many latents the key stands for.
-      first: latents to pass over, so that interrupted work can go on.
+      wanted: numbers of the latents to do, by default all.
       memory: bytes that a Jacobian's tangents may take.
+
+    Yields:
+      Number of the latent, and the gram (D, D) float32 for each noise; on CPUs some cores work at
+      once, and numbers come in any order.
     """
     latents = jax.device_get(generator.natural_latents(key, num_latents))
     latents = np.asarray(latents, np.float32).reshape(num_latents, -1)
     point = jax.ShapeDtypeStruct((generator.latent_size,), jnp.float32)
     shaped = lambda x, g: g.decode(g.params, x.reshape(1, *g.latent_shape))  # noqa: E731
     block = tangents_at_once(generator.latent_size, tangent_bytes(shaped, point, generator), memory)
-    for latent in latents[first:]:
-        yield np.asarray(jax.device_get(_gram(generator, jax.device_put(latent), block)))
+    directions, dual = (np.asarray(a, np.float64) for a in (prior.directions, prior.dual))
+    std = np.asarray(prior.std, np.float64)[:, None]
+    wide = (std > 1e-6 * std.max())[:, 0]
+    spread, unspread = directions[wide] * std[wide], dual[wide] / std[wide]
+    mean = np.asarray(prior.mean, np.float64)
+
+    def one(i: int) -> tuple[int, dict[float, np.ndarray]]:
+        rows = _rows(generator, jax.device_put(latents[i]), block)
+        values, vectors = np.linalg.eigh(spread @ np.asarray(_product(rows, rows)) @ spread.T)
+        own = jax.random.normal(jax.random.fold_in(key, i), (2, len(spread)), jnp.float32)
+        drawn = np.asarray(own, np.float64)
+        here = vectors.T @ (unspread @ (latents[i] - mean))
+        found = {}
+        for noise in noises:
+            other = _drawn(values / (noise**2 + ROUNDING_STD**2), here, drawn)
+            moved = latents[i] + ((other - here) @ vectors.T) @ spread
+            others = _rows(generator, jax.device_put(moved.astype(np.float32)), block)
+            product = directions @ np.asarray(_product(rows, others), np.float64) @ directions.T
+            found[noise] = (dual.T @ _positive(product) @ dual).astype(np.float32)
+        return i, found
+
+    rest = list(range(num_latents) if wanted is None else wanted)
+    if not rest:
+        return
+    threads = min(len(rest), cores()) if jax.default_backend() == "cpu" else 1
+    with one_blas_thread:
+        yield from concurrently([map(one, rest[t::threads]) for t in range(threads)], alone=1)
 
 
-def pixel_grams(
-    generator: Generator,
-    key: jax.Array,
-    num_latents: int = NUM_LATENTS,
-    *,
-    memory: int = DEFAULT_MEMORY,
-    progress: Callable[[int, int], None] | None = None,
-) -> np.ndarray:
-    """J J^T of natural latents over the pixels that are not saturated, (N, D, D) float32.
+def _drawn(information: np.ndarray, truth: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """A draw of the posterior of unit normal unknowns whose measurements are independent.
 
     Args:
-      generator: what makes the images.
-      key: PRNG key of the latents.
-      num_latents: how many, N.
-      memory: bytes that a Jacobian's tangents may take.
-      progress: called with (latents done, in all).
+      information: (K,) of the measurement of each.
+      truth: (K,) what they are.
+      drawn: (2, K) standard normal numbers, of the measurement and of the draw.
     """
-    grams = []
-    for gram in iter_pixel_grams(generator, key, num_latents, memory=memory):
-        grams.append(gram)
-        if progress is not None:
-            progress(len(grams), num_latents)
-    return np.stack(grams)
+    measured = information * truth + np.sqrt(np.maximum(information, 0)) * drawn[0]
+    precision = 1 + np.maximum(information, 0)
+    return measured / precision + drawn[1] / np.sqrt(precision)
+
+
+def _positive(matrix: np.ndarray) -> np.ndarray:
+    """The nearest symmetric positive semi-definite matrix."""
+    values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
+    return (vectors * np.maximum(values, 0)) @ vectors.T
 
 
 def curvature_along(grams: np.ndarray, scheme: Scheme) -> np.ndarray:
     """Squared image change along a scheme's unknowns, (N, K, K) float64: alpha, then symbols.
 
     Args:
-      grams: (N, D, D) of `pixel_grams`.
+      grams: (N, D, D) of `pixel_grams`, for one noise.
       scheme: its strength is not in the result: symbols count as at strength 1.
     """
     directions = np.concatenate(scheme.split(np.asarray(scheme.basis.directions, np.float64)))

@@ -1,7 +1,8 @@
 """Design without inverting: what directions, length and strength can be expected to give.
 
-One Jacobian of each of a few dozen natural latents, by the latent itself, serves every basis,
-shift, length, strength and noise (`curvature.py`). From them come the information about the
+Jacobians of a few dozen natural latents, by the latent itself, and for each noise of others that
+explain their files as well, serve every basis, shift, length and strength (`curvature.py`). From
+them come the information about the
 symbols, the share of bits that decision feedback gets right, the chance that all are right, and the
 mutual information of the key. Quality is measured on pictures that are made, since distortion is
 not linear in the strength.
@@ -60,7 +61,8 @@ class _Placement:
 
     design: tuple[str, int, int | None]
     scheme: Scheme
-    curvature: np.ndarray
+    curvatures: dict[float, np.ndarray] = dataclasses.field(default_factory=dict)
+    """By noise."""
     noise: float | None = None
     information: np.ndarray | None = None
     floor: np.ndarray | None = None
@@ -70,7 +72,8 @@ class _Placement:
 class Study:
     """Predicts designs of one generator; Jacobians, bases and original pictures are taken once.
 
-    Designs that share basis, length and shift are quickest one after the other, and of these those
+    Jacobians for a noise that `grams` does not have are taken when a design asks for it. Designs
+    that share basis, length and shift are quickest one after the other, and of these those
     that share their noise.
 
     Args:
@@ -79,7 +82,7 @@ class Study:
       key: PRNG key of latents and keys.
       num_latents: natural latents whose Jacobians are taken.
       num_pictures: pictures that quality is measured on.
-      grams: those of `curvature.pixel_grams`, where they are at hand.
+      grams: those of `curvature.pixel_grams` by noise, where they are at hand.
       perceptual: distance of two batches of uint8 images, such as `quality.lpips_distance` gives.
       keep_all: see `Scheme.create`.
       progress: called with (Jacobians done, in all).
@@ -100,20 +103,23 @@ class Study:
         *,
         num_latents: int = NUM_LATENTS,
         num_pictures: int = NUM_PICTURES,
-        grams: np.ndarray | None = None,
+        grams: Mapping[float, np.ndarray] | None = None,
         perceptual: Distance | None = None,
         keep_all: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.keep_all = keep_all
         self.generator, self.bases, self.perceptual = generator, dict(bases), perceptual
-        key_latents, key_pictures, self._key_keys = study_keys(key)
-        if grams is None:
-            grams = pixel_grams(generator, key_latents, num_latents, progress=progress)
+        self._key_latents, key_pictures, self._key_keys = study_keys(key)
         size = generator.latent_size
-        if grams.ndim != 3 or grams.shape[1:] != (size, size) or not len(grams):
-            raise InputError(f"grams have shape {grams.shape}: expected (N, {size}, {size})")
-        self.grams = grams
+        self.grams = dict(grams or {})
+        for noise, of_noise in self.grams.items():
+            if of_noise.ndim != 3 or of_noise.shape[1:] != (size, size) or not len(of_noise):
+                raise InputError(
+                    f"grams of noise {noise} have shape {of_noise.shape}: expected "
+                    f"(N, {size}, {size})"
+                )
+        self.num_latents, self._progress = num_latents, progress
         self.num_pictures = num_pictures
         self._natural = generator.natural_latents(key_pictures, num_pictures)
         self.originals = to_uint8(decode_images(generator, self._natural))
@@ -193,14 +199,29 @@ class Study:
                 levels="antipodal",
                 keep_all=self.keep_all,
             )
-            self._placed = _Placement(where, scheme, curvature_along(self.grams, scheme))
+            self._placed = _Placement(where, scheme)
         return self._placed
+
+    def _curvature(self, placed: _Placement, noise: float) -> np.ndarray:
+        if noise not in self.grams:
+            self.grams |= pixel_grams(
+                self.generator,
+                prior_of(self.bases),
+                self._key_latents,
+                (noise,),
+                self.num_latents,
+                progress=self._progress,
+            )
+        if noise not in placed.curvatures:
+            placed.curvatures[noise] = curvature_along(self.grams[noise], placed.scheme)
+        return placed.curvatures[noise]
 
     def _unit_information(self, placed: _Placement, noise: float) -> np.ndarray:
         if placed.information is None or placed.noise != noise:
             placed.noise = noise
             alpha_std = np.asarray(placed.scheme.alpha_std)
-            placed.information = information_of(placed.curvature, alpha_std, noise)
+            curvature = self._curvature(placed, noise)
+            placed.information = information_of(curvature, alpha_std, noise)
         return placed.information
 
     def _quality(self, placed: _Placement, strength: float) -> tuple[float, float, float | None]:
@@ -220,7 +241,7 @@ class Study:
             return float(value)
         where = (*placed.design, value)
         if where not in self._solved:
-            self._solved[where] = self._solve(placed, value)
+            self._solved[where] = self._solve(placed, value, design.noise)
         strength, reached = self._solved[where]
         if not strength or abs(reached - value) > _WORST_DB:
             why = (
@@ -234,7 +255,7 @@ class Study:
             )
         return strength
 
-    def _solve(self, placed: _Placement, psnr: float) -> tuple[float, float]:
+    def _solve(self, placed: _Placement, psnr: float, noise: float) -> tuple[float, float]:
         """The strength nearest to a PSNR, and its PSNR; strength 0 where the PSNR is too high.
 
         The squared error of picture i is modelled as a_i + c_i s + b s^2: a_i is measured once
@@ -246,7 +267,9 @@ class Study:
         if highest <= psnr:
             return 0.0, highest
         length = placed.scheme.key_length
-        change = np.einsum("nii->n", placed.curvature[:, -length:, -length:]).mean()
+        # Trials begin with it: the same for all designs, whichever comes first.
+        curvature = self._curvature(placed, min(self.grams, default=noise))
+        change = np.einsum("nii->n", curvature[:, -length:, -length:]).mean()
         square = float(change) / (4 * math.prod(self.generator.image_shape))
         slope = np.zeros_like(floor)
         low, high, nearest = -math.inf, math.inf, (0.0, math.inf)
@@ -284,6 +307,11 @@ def _model_position(floor: np.ndarray, slope: np.ndarray, square: float, psnr: f
     if not gap(bounds[0]) > 0 > gap(bounds[1]):
         return math.inf
     return float(scipy.optimize.root_scalar(gap, bracket=bounds, method="brentq").root)
+
+
+def prior_of(bases: Mapping[str, Basis]) -> Basis:
+    """The basis that says how natural latents spread: of the image metric, if one is."""
+    return next((b for b in bases.values() if b.metric == "image"), next(iter(bases.values())))
 
 
 def study_keys(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

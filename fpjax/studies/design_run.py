@@ -1,7 +1,8 @@
 """A design study in a folder: bases, Jacobians and finished rows are kept, so that it can go on.
 
-The folder holds `basis-NAME.npz`, `jacobians/NNNN.npz` (J J^T of one natural latent each) and
-`design.json`. The JSON says `"complete": false` until the last row is in it.
+The folder holds `basis-NAME.npz`, `jacobians/NNNN.npz` (what Jacobians of one natural latent say
+for each noise, see `curvature.py`) and `design.json`. The JSON says `"complete": false` until the
+last row is in it.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from fpjax.io.atomic import atomic_write
 from fpjax.models.generator import Generator
 from fpjax.progress import Progress
 from fpjax.studies.curvature import CODE_DRAWS, DRAWS, NUM_LATENTS, iter_pixel_grams
-from fpjax.studies.design import NUM_PICTURES, Study, UnreachableQuality, study_keys
+from fpjax.studies.design import NUM_PICTURES, Study, UnreachableQuality, prior_of, study_keys
 from fpjax.studies.designs import Design, Prediction, recommend
 from fpjax.studies.quality import lpips_distance
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1 predicted from Jacobians of latents as if who reads a file knew them."""
 RESULT = "design.json"
 METRICS: tuple[Metric, ...] = ("image", "latent")
 
@@ -116,7 +118,13 @@ def run_design(
     for design in chosen:
         _check_fits(design, len(bases[design.basis]))
     grams = stored_grams(
-        generator, folder, study_keys(key_study)[0], settings.num_latents, progress
+        generator,
+        prior_of(bases),
+        folder,
+        study_keys(key_study)[0],
+        sorted({design.noise for design in chosen}),
+        settings.num_latents,
+        progress,
     )
     study = Study(
         generator,
@@ -248,19 +256,29 @@ def _basis(generator, folder, key, metric: Metric, settings: Settings, progress:
     return basis
 
 
-def stored_grams(generator, folder, key, num_latents: int, progress: Progress) -> np.ndarray:
-    """J J^T of latents, (N, D, D), taken where the folder does not have them."""
+def stored_grams(
+    generator: Generator,
+    prior: Basis,
+    folder: Path,
+    key: jax.Array,
+    noises: Sequence[float],
+    num_latents: int,
+    progress: Progress,
+) -> dict[float, np.ndarray]:
+    """What `curvature.pixel_grams` gives, taken where the folder does not have it."""
     paths = [folder / "jacobians" / f"{i:04d}.npz" for i in range(num_latents)]
-    grams = []
-    for path in paths:
-        if (arrays := read_npz(path)) is None:
-            break
-        grams.append(arrays["gram"])
-    for gram in iter_pixel_grams(generator, key, num_latents, first=len(grams)):
-        write_npz(paths[len(grams)], {"gram": gram})
-        grams.append(gram)
-        progress("taking Jacobians", len(grams), num_latents)
-    return np.stack(grams)
+    names = {str(float(noise)): noise for noise in noises}
+    kept = [read_npz(path) or {} for path in paths]
+    lacking = {name: noise for name, noise in names.items() if any(name not in k for k in kept)}
+    wanted = [i for i, arrays in enumerate(kept) if not names.keys() <= arrays.keys()]
+    taken = iter_pixel_grams(
+        generator, prior, key, tuple(lacking.values()), num_latents, wanted=wanted
+    )
+    for count, (i, grams) in enumerate(taken, num_latents - len(wanted) + 1):
+        kept[i] |= {name: grams[noise] for name, noise in lacking.items()}
+        write_npz(paths[i], kept[i])
+        progress("taking Jacobians", count, num_latents)
+    return {noise: np.stack([arrays[name] for arrays in kept]) for name, noise in names.items()}
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray] | None:

@@ -257,7 +257,7 @@ def test_studies_say_what_does_not_fit(linear):
     with pytest.raises(InputError, match="image, latent"):
         linear.predict(Design("lpips", strength=1.0))
     with pytest.raises(InputError, match=r"expected \(N, 16, 16\)"):
-        Study(linear.generator, {}, jax.random.key(0), grams=np.zeros((2, 3, 3)))
+        Study(linear.generator, {}, jax.random.key(0), grams={0.1: np.zeros((2, 3, 3))})
     with pytest.raises(InputError, match="at least 16 a side"):
         lpips_distance(toys.SHAPE)
 
@@ -268,5 +268,22 @@ def test_saturated_pixels_say_nothing():
     offset = np.where(np.arange(120) < 60, 2.0, 0.0).astype(np.float32)
     half = generator.replace(params={**generator.params, "offset": jnp.asarray(offset)})
     matrix = np.asarray(generator.params["matrix"], np.float64)[:, 60:]
-    found = pixel_grams(half, jax.random.key(0), 2)
-    np.testing.assert_allclose(found[1], matrix @ matrix.T, rtol=1e-4, atol=1e-6)
+    found = pixel_grams(half, _bases(half)["image"], jax.random.key(0), (NOISE,), 2)
+    np.testing.assert_allclose(found[NOISE][1], matrix @ matrix.T, rtol=1e-3, atol=1e-6)
+
+
+def test_jacobians_count_as_far_as_a_file_tells_them():
+    """A pixel sin(0.7 z) / 2: noise hides z, and with it all but the mean of the slope."""
+
+    def decode(params, latents):
+        wave = jnp.sin(0.7 * latents[:, :1]) / 2
+        return jnp.tile(wave, (1, 120)).reshape(-1, *toys.SHAPE)
+
+    generator = toys.generator(decode)
+    prior = pca(sample_latents(generator, jax.random.key(0), 4000))
+    found = pixel_grams(generator, prior, jax.random.key(1), (1e-4, 100.0), 500)
+    squares = {
+        noise: float(grams[:, 0, 0].mean()) / (120 * 0.35**2) for noise, grams in found.items()
+    }
+    np.testing.assert_allclose(squares[1e-4], (1 + np.exp(-0.98)) / 2, atol=0.03)
+    np.testing.assert_allclose(squares[100.0], np.exp(-0.49), atol=0.03)
