@@ -6,7 +6,8 @@ Each design fits its own linear start on a few images, inverts fingerprinted fil
 observation that made them, and writes one line: predicted and measured bit accuracy and share of
 exact keys, D / L (1 on average where the information is honest), the share of images inverted down
 to the noise, and seconds an image. Designs that the output file holds already are passed over, so
-that a run can be stopped and started again. `--only N` runs the first N that are left.
+that a run can be stopped and started again. `--only N` runs the first N that are left. `--plot`
+draws what the file holds: measured against predicted.
 """
 
 import argparse
@@ -84,6 +85,38 @@ def measure(study, design, key, num_images, num_start_images):
     }
 
 
+def draw(lines, path):
+    """Measured against predicted shares of wrong bits, a point a design."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(5.5, 5), layout="constrained")
+    noises = sorted({line["design"]["noise"] for line in lines})
+    axes.plot([0, 50], [0, 50], color="0.5", linewidth=1)
+    axes.fill_between([0, 50], [-2, 48], [2, 52], color="0.92", label="within 2 points")
+    for colour, (basis, name) in enumerate((("image", "image metric"), ("latent", "PCA"))):
+        for noise, marker in zip(noises, "osD^v<>", strict=False):
+            some = [
+                (100 - 100 * line["predicted"]["bit_accuracy"],
+                 100 - 100 * line["measured"]["bit_accuracy"])
+                for line in lines
+                if "measured" in line
+                and (line["design"]["basis"], line["design"]["noise"]) == (basis, noise)
+            ]  # fmt: skip
+            what = f"noise {noise:g}" if noise else "rounding"
+            axes.plot(*np.transpose(some), marker, color=f"C{colour}", label=f"{name}, {what}")
+    axes.set(
+        xlabel="Wrong bits predicted without inverting (%)",
+        ylabel="Wrong bits of inverted files (%)",
+        xlim=(-1, 45),
+        ylim=(-1, 45),
+    )
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
 def numbers(kind):
     return lambda text: [kind(word) for word in text.split(",")]
 
@@ -103,9 +136,10 @@ def main():
     parser.add_argument("--num_latents", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="stop after so many designs")
+    parser.add_argument("--plot", help="picture to draw, of all that the output holds")
     args = parser.parse_args()
     bases = args.basis or ["image", "latent"]
-    skipped = ("output", "only", "basis", "key_length", "psnr", "noise")
+    skipped = ("output", "only", "plot", "basis", "key_length", "psnr", "noise")
     settings = {k: v for k, v in vars(args).items() if k not in skipped}
 
     done = []
@@ -119,6 +153,8 @@ def main():
     designs = grid(bases, args.key_length, psnrs=args.psnr, noises=args.noise)
     left = [d for d in designs if dataclasses.asdict(d) not in finished][: args.only]
     if not left:
+        if args.plot:
+            draw(done, args.plot)
         return
 
     use_compilation_cache()
@@ -143,6 +179,9 @@ def main():
         print(text, flush=True)
         with open(args.output, "a", encoding="utf-8") as file:
             file.write(text + "\n")
+        done.append(line)
+    if args.plot:
+        draw(done, args.plot)
 
 
 if __name__ == "__main__":

@@ -82,6 +82,16 @@ def _figures(result: Mapping[str, Any]):
             "PSNR between original and fingerprinted (dB)",
         ),
         (
+            "accuracy-strength",
+            f"Accuracy against strength, {length} bits",
+            "The share of wrong bits against strength, in units of each basis: of the latent for "
+            "PCA, of the image for the image metric, so that curves of two bases compare in shape "
+            "alone.",
+            [p for p in at_length if p in at_shift],
+            lambda p: p.strength,
+            "Strength (units of the basis)",
+        ),
+        (
             "accuracy-shift",
             f"Accuracy against shift, {length} bits at {low_level}",
             "The share of wrong bits against where in the basis the key is written. Natural images "
@@ -114,6 +124,9 @@ def _figures(result: Mapping[str, Any]):
             axes.set_ylim(top=1)
             figure.legend(loc="outside lower center", ncols=2)
             yield name, title, text, figure
+        quality = [p for p in at_length if p in at_shift and p.design.noise == designs[0].noise]
+        if len({p.strength for p in quality}) > 1:
+            yield from _quality_figures(quality, length)
         coded = [p for p in of_codes if p.design.code != INDEPENDENT]
         for length in sorted({p.design.key_length for p in coded}, reverse=True):
             basis = designs[0].basis
@@ -135,6 +148,36 @@ def _figures(result: Mapping[str, Any]):
                 f"wrong in {result['num_drawn_keys']} that were drawn, one in all of them is shown."
             )
             yield f"payload-quality-{length}", title, text, figure
+
+
+def _quality_figures(predictions: Sequence[Prediction], length: int):
+    """PSNR against strength, and LPIPS where it was measured; quality knows of no noise."""
+    from matplotlib.figure import Figure
+
+    measures: list[tuple[str, str, Callable[[Prediction], float | None]]] = [
+        ("psnr", "PSNR between original and fingerprinted (dB)", lambda p: p.psnr),
+        ("lpips", "LPIPS between original and fingerprinted", lambda p: p.lpips),
+    ]
+    for name, label, value in measures:
+        some = [p for p in predictions if value(p) is not None]
+        if not some:
+            continue
+        figure = Figure()
+        axes = figure.add_subplot()
+        for basis in dict.fromkeys(p.design.basis for p in some):
+            curve = sorted((p for p in some if p.design.basis == basis), key=lambda p: p.strength)
+            axes.plot(
+                [p.strength for p in curve],
+                [value(p) for p in curve],
+                color=_COLOURS[basis],
+                marker=MARKERS[0],
+                label=BASIS_NAMES[basis],
+            )
+        title = f"Quality against strength, {length} bits"
+        axes.set(title=title, xlabel="Strength (units of the basis)", ylabel=label)
+        figure.legend(loc="outside lower center", ncols=2)
+        text = "Measured on pictures that were made; strengths are in units of each basis."
+        yield f"{name}-strength", f"{title}: {name.upper()}", text, figure
 
 
 def noise_name(noise: float) -> str:
