@@ -159,16 +159,21 @@ def _quality_figures(predictions: Sequence[Prediction], length: int):
         ("lpips", "LPIPS between original and fingerprinted", lambda p: p.lpips),
     ]
     for name, label, value in measures:
-        some = [p for p in predictions if value(p) is not None]
-        if not some:
+        points: dict[str, list[tuple[float, float]]] = {}
+        for prediction in predictions:
+            measured = value(prediction)
+            if measured is not None:
+                own = points.setdefault(prediction.design.basis, [])
+                own.append((prediction.strength, measured))
+        if not points:
             continue
         figure = Figure()
         axes = figure.add_subplot()
-        for basis in dict.fromkeys(p.design.basis for p in some):
-            curve = sorted((p for p in some if p.design.basis == basis), key=lambda p: p.strength)
+        for basis, curve in points.items():
+            strengths, values = zip(*sorted(curve), strict=True)
             axes.plot(
-                [p.strength for p in curve],
-                [value(p) for p in curve],
+                strengths,
+                values,
                 color=_COLOURS[basis],
                 marker=MARKERS[0],
                 label=BASIS_NAMES[basis],

@@ -152,7 +152,8 @@ def test_the_page_shows_every_plot(whole):
     folder, result = whole
     page, *plots = write_page(folder, result)
     text = page.read_text()
-    names = ("accuracy-quality", "accuracy-shift", "accuracy-length")
+    accuracies = [f"accuracy-{what}" for what in ("quality", "strength", "shift", "length")]
+    names = [*accuracies, "psnr-strength"]
     assert [path.name for path in plots] == [f"{n}.{s}" for n in names for s in ("svg", "png")]
     assert all(f'src="{name}.svg"' in text for name in names)
     assert all(path.stat().st_size > 2000 for path in plots)
@@ -161,6 +162,13 @@ def test_the_page_shows_every_plot(whole):
     for label in ("PCA, 8-bit rounding", "image metric, noise 0.1", "PSNR", "(dB)"):
         assert label in svg
     assert write_page(folder, result)[1].read_text() == svg  # nothing in it depends on the hour
+
+
+def test_lpips_is_drawn_where_it_was_measured(whole, tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = [{**row, "lpips": 0.01} if "reason" not in row else row for row in whole[1]["rows"]]
+    plots = write_page(tmp_path, {**whole[1], "rows": rows})
+    assert "lpips-strength.svg" in [path.name for path in plots]
 
 
 def test_designs_that_do_not_fit_are_refused_before_jacobians_are_taken(tmp_path):
@@ -183,3 +191,20 @@ def test_jacobians_that_are_kept_are_those_of_the_generator(whole):
     np.testing.assert_allclose(gram, gram.T, atol=1e-5)
     assert np.linalg.eigvalsh(gram.astype(np.float64)).min() > -1e-4
     assert jax.dtypes.issubdtype(gram.dtype, np.float32)
+
+
+def test_jacobians_of_another_noise_are_added_to_those_that_are_kept(whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "more")
+    path = tmp_path / "more" / "jacobians" / "0002.npz"
+    with np.load(path) as file:
+        before = dict(file)
+    (tmp_path / "more" / "jacobians" / "0001.npz").unlink()
+    more = lambda bases: [Design("image", 4, psnr=28.0, noise=n) for n in (0.0, 0.02)]  # noqa: E731
+    run(tmp_path / "more", designs=more, resume=True)
+    with np.load(path) as file:
+        after = dict(file)
+    assert sorted(after) == ["0.0", "0.02", "0.1"]
+    for name, gram in before.items():
+        np.testing.assert_array_equal(after[name], gram)
+    with np.load(tmp_path / "more" / "jacobians" / "0001.npz") as file:
+        assert sorted(file) == ["0.0", "0.02"]
