@@ -12,6 +12,7 @@ draws what the file holds: measured against predicted.
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import time
@@ -94,10 +95,10 @@ def draw(lines, path):
 
     figure, axes = plt.subplots(figsize=(5.5, 5), layout="constrained")
     noises = sorted({line["design"]["noise"] for line in lines})
-    axes.plot([0, 50], [0, 50], color="0.5", linewidth=1)
-    axes.fill_between([0, 50], [-2, 48], [2, 52], color="0.92", label="within 2 points")
+    axes.plot([0, 51], [0, 51], color="0.5", linewidth=1)
+    axes.fill_between([0, 51], [-2, 49], [2, 53], color="0.92", label="within 2 points")
     for colour, (basis, name) in enumerate((("image", "image metric"), ("latent", "PCA"))):
-        for noise, marker in zip(noises, "osD^v<>", strict=False):
+        for noise, marker in zip(noises, itertools.cycle("osD^v<>"), strict=False):
             some = [
                 (100 - 100 * line["predicted"]["bit_accuracy"],
                  100 - 100 * line["measured"]["bit_accuracy"])
@@ -105,13 +106,15 @@ def draw(lines, path):
                 if "measured" in line
                 and (line["design"]["basis"], line["design"]["noise"]) == (basis, noise)
             ]  # fmt: skip
+            if not some:
+                continue
             what = f"noise {noise:g}" if noise else "rounding"
             axes.plot(*np.transpose(some), marker, color=f"C{colour}", label=f"{name}, {what}")
     axes.set(
         xlabel="Wrong bits predicted without inverting (%)",
         ylabel="Wrong bits of inverted files (%)",
-        xlim=(-1, 45),
-        ylim=(-1, 45),
+        xlim=(-1, 51),
+        ylim=(-1, 51),
     )
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=120)

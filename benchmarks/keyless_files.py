@@ -27,6 +27,7 @@ import fpjax
 from fpjax.attacks import parse
 from fpjax.attribution.pictures import read_picture
 from fpjax.fingerprint.decode import natural_images
+from fpjax.io.atomic import atomic_write
 from fpjax.studies.robustness import DEFAULT_ATTACKS, file_of
 from fpjax.training.avatars import render_avatar
 
@@ -46,7 +47,9 @@ def picture(scheme: fpjax.Scheme, number: int) -> tuple[str, str, bytes, str]:
         image = fpjax.generate(scheme, key, keys).images[0]
     else:
         image = render_avatar(f"keyless-{number}", scheme.generator.image_shape[0])
-    data, suffix = file_of(parse(attack), key, np.asarray(image, np.uint8))
+    # A key of its own: with the latent's, noise would begin with the latent's numbers.
+    own = jax.random.fold_in(key, 2)
+    data, suffix = file_of(parse(attack), own, np.asarray(image, np.uint8))
     return kind, attack, data, suffix
 
 
@@ -110,12 +113,16 @@ def main() -> None:
     else:
         registry = fpjax.Registry.create(path, key_length=scheme.key_length, scheme_id=scheme.id)
     with registry:
+        if len(registry) > args.users:
+            raise SystemExit(f"{path} has {len(registry)} users: ask for as many, or begin anew")
         for user in range(len(registry), args.users):
             registry.issue(f"user-{user}", rng=np.random.default_rng((10, user)))
         lines = args.out / "files.jsonl"
-        rows = (
-            [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
-        )
+        text = lines.read_text(encoding="utf-8") if lines.exists() else ""
+        whole = text[: text.rfind("\n") + 1]  # a last line may be cut short
+        rows = [json.loads(line) for line in whole.splitlines()]
+        with atomic_write(lines, "w") as file:
+            file.write(whole)
         with tempfile.TemporaryDirectory() as folder:
             while len(rows) < args.num:
                 count = min(BATCH, args.num - len(rows))

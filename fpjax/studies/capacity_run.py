@@ -137,7 +137,7 @@ def run_capacity(
         "complete": False, **header, "users": list(users), "rates": list(rates), "cells": []
     }  # fmt: skip
     write_json(folder / RESULT, result)
-    noises = sorted({cell.noise for cell in cells})
+    noises = sorted({0.0, *(cell.noise for cell in cells)})
     work = _Work(scheme, folder, settings, noises, progress)
     for i, cell in enumerate(cells):
         try:
@@ -181,6 +181,7 @@ class _Work:
             scheme.generator,
             {"scheme": scheme.basis},
             key_study,
+            num_latents=settings.num_latents,
             num_pictures=settings.num_pictures,
             grams=grams,
             keep_all=True,

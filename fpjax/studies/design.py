@@ -2,10 +2,9 @@
 
 Jacobians of a few dozen natural latents, by the latent itself, and for each noise of others that
 explain their files as well, serve every basis, shift, length and strength (`curvature.py`). From
-them come the information about the
-symbols, the share of bits that decision feedback gets right, the chance that all are right, and the
-mutual information of the key. Quality is measured on pictures that are made, since distortion is
-not linear in the strength.
+them come the information about the symbols, the share of bits that decision feedback gets right,
+the chance that all are right, and the mutual information of the key. Quality is measured on
+pictures that are made, since distortion is not linear in the strength.
 
 This is the paper's question (which directions, what strength, how many bits) as a tool.
 """
@@ -241,7 +240,7 @@ class Study:
             return float(value)
         where = (*placed.design, value)
         if where not in self._solved:
-            self._solved[where] = self._solve(placed, value, design.noise)
+            self._solved[where] = self._solve(placed, value)
         strength, reached = self._solved[where]
         if not strength or abs(reached - value) > _WORST_DB:
             why = (
@@ -255,7 +254,7 @@ class Study:
             )
         return strength
 
-    def _solve(self, placed: _Placement, psnr: float, noise: float) -> tuple[float, float]:
+    def _solve(self, placed: _Placement, psnr: float) -> tuple[float, float]:
         """The strength nearest to a PSNR, and its PSNR; strength 0 where the PSNR is too high.
 
         The squared error of picture i is modelled as a_i + c_i s + b s^2: a_i is measured once
@@ -267,8 +266,8 @@ class Study:
         if highest <= psnr:
             return 0.0, highest
         length = placed.scheme.key_length
-        # Trials begin with it: the same for all designs, whichever comes first.
-        curvature = self._curvature(placed, min(self.grams, default=noise))
+        # Of no noise, whatever the design's: its strength is that of the same with another.
+        curvature = self._curvature(placed, 0.0)
         change = np.einsum("nii->n", curvature[:, -length:, -length:]).mean()
         square = float(change) / (4 * math.prod(self.generator.image_shape))
         slope = np.zeros_like(floor)
@@ -310,8 +309,9 @@ def _model_position(floor: np.ndarray, slope: np.ndarray, square: float, psnr: f
 
 
 def prior_of(bases: Mapping[str, Basis]) -> Basis:
-    """The basis that says how natural latents spread: of the image metric, if one is."""
-    return next((b for b in bases.values() if b.metric == "image"), next(iter(bases.values())))
+    """The basis that says how natural latents spread: that of most directions, of the image metric
+    where several have them."""
+    return max(bases.values(), key=lambda basis: (len(basis), basis.metric == "image"))
 
 
 def study_keys(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -122,7 +122,7 @@ def run_design(
         prior_of(bases),
         folder,
         study_keys(key_study)[0],
-        sorted({design.noise for design in chosen}),
+        sorted({0.0, *(design.noise for design in chosen)}),
         settings.num_latents,
         progress,
     )
@@ -130,6 +130,7 @@ def run_design(
         generator,
         bases,
         key_study,
+        num_latents=settings.num_latents,
         num_pictures=settings.num_pictures,
         grams=grams,
         perceptual=perceptual,

@@ -115,8 +115,10 @@ def known_observation(attack: Attack, file: bytes, pixels: np.ndarray) -> Observ
 def information_at_truth(
     scheme: Scheme, observation: Observation, alpha: np.ndarray, key: np.ndarray, pixels: np.ndarray
 ) -> np.ndarray:
-    """S of one picture, (L, L), at the latent that made it: a bound on what the file says, since
-    who reads it does not know that latent (see `curvature.iter_pixel_grams`).
+    """S of one picture, (L, L), at the latent that made it.
+
+    It is a bound on what the file says, since who reads it does not know that latent (see
+    `curvature.iter_pixel_grams`).
 
     Args:
       scheme: that of the picture.
