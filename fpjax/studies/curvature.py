@@ -105,7 +105,7 @@ def iter_pixel_grams(
     open (its posterior, with the Jacobian at w). Averaged, it is that of the Jacobian's posterior
     mean; J(w) J(w)^T would count what nobody can know. The wider a posterior, the more this
     matters: of 64 bits of the image basis of the bundled generator at 34 dB and noise of 0.1, the
-    latter expects 11.6% to be wrong, the former GRAMPRED%, and 17.0% of 48 inversions are.
+    latter expects 11.6% to be wrong, the former 15.0%, and 17.0% of 48 inversions are.
 
     Latents are natural, along a key's directions too: that the key has another strength there is
     left out, which matters for keys in the first directions.

@@ -287,3 +287,26 @@ def test_jacobians_count_as_far_as_a_file_tells_them():
     }
     np.testing.assert_allclose(squares[1e-4], (1 + np.exp(-0.98)) / 2, atol=0.03)
     np.testing.assert_allclose(squares[100.0], np.exp(-0.49), atol=0.03)
+
+
+def test_the_strength_of_a_quality_depends_on_no_noise(curved):
+    """Whichever design a study judges first."""
+
+    def strengths(noises):
+        study = Study(
+            curved.generator, curved.bases, jax.random.key(2), num_latents=4, num_pictures=8
+        )
+        designs = [Design("image", 6, psnr=30.0, noise=noise) for noise in noises]
+        return [study.predict(design).strength for design in designs]
+
+    assert strengths([0.1, 0.0]) == strengths([0.0, 0.1])
+
+
+def test_jacobians_do_not_depend_on_memory(curved):
+    """A budget of one byte takes tangents one at a time, on one core."""
+    prior = curved.bases["latent"]
+    some, others = (
+        pixel_grams(curved.generator, prior, jax.random.key(3), (0.1,), 3, memory=memory)[0.1]
+        for memory in (1, 1 << 30)
+    )
+    np.testing.assert_allclose(some, others, rtol=1e-3, atol=1e-3 * np.abs(others).max())
