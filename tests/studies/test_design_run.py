@@ -199,8 +199,8 @@ def test_jacobians_of_another_noise_are_added_to_those_that_are_kept(whole, tmp_
     with np.load(path) as file:
         before = dict(file)
     (tmp_path / "more" / "jacobians" / "0001.npz").unlink()
-    more = lambda bases: [Design("image", 4, psnr=28.0, noise=n) for n in (0.0, 0.02)]  # noqa: E731
-    run(tmp_path / "more", designs=more, resume=True)
+    more = [Design("image", 4, psnr=28.0, noise=noise) for noise in (0.0, 0.02)]
+    run(tmp_path / "more", designs=lambda bases: more, resume=True)
     with np.load(path) as file:
         after = dict(file)
     assert sorted(after) == ["0.0", "0.02", "0.1"]
