@@ -4,7 +4,7 @@
 another size, when asked for, through the filter that changed it, everything else as a lossless
 file. `observation="auto"` goes on where that does not explain the picture: a lossless file that was
 once a JPEG is read through the tables that its pixels give away, if they explain it; otherwise what
-was done is looked for, and noise of unknown power (`fpjax/attribution/readings.py`).
+was done is looked for, and noise of unknown power (`fpjax/attribution/second_look.py`).
 
 What is tried depends on the picture alone, never on a key, so that its rate stays exact; a picture
 that is read twice is two questions, and its p-value is doubled.
@@ -32,13 +32,14 @@ from fpjax.attribution.decision import (
     decide_among,
     read_keys,
 )
+from fpjax.attribution.file_reader import FileReader, Readings
 from fpjax.attribution.pictures import (
     Picture,
     read_picture,
     stated,
 )
-from fpjax.attribution.readings import FileReader, Readings, second_look
 from fpjax.attribution.registry import RegistryError
+from fpjax.attribution.second_look import second_look
 from fpjax.errors import InputError
 from fpjax.fingerprint.scheme import Scheme
 from fpjax.fingerprint.stored import KeySource

@@ -96,7 +96,7 @@ def add_arguments(parser: common.Parser) -> None:
         flags,
         (
             ("num_samples", 2, 10_000, "Latents that directions are fitted on."),
-            ("num_jacobians", 1, 32, "Latents that the image metric is averaged over."),
+            ("num_jacobians", 1, 128, "Latents that the image metric is averaged over."),
             ("num_latents", 1, 32, "Other latents, whose Jacobians predict."),
             ("num_pictures", 1, 64, "Pictures that quality is measured on."),
         ),

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from fpjax.errors import InputError
 from fpjax.models.generator import Generator, static
 
-Metric = Literal["image", "latent", "lpips"]
+Metric = Literal["image", "latent", "lpips", "observation"]
 
 
 @jax.tree_util.register_dataclass
@@ -39,7 +39,7 @@ class Basis:
         coordinate of 1 changes the image by 1 (root of the summed squares, images in [-1, 1]), so
         that these are standard deviations in image units.
       num_samples: latents it was fitted on.
-      metric: "latent", "image" or "lpips".
+      metric: "latent", "image", "lpips" or "observation".
 
     >>> basis = pca(np.random.default_rng(0).standard_normal((50, 3)).astype(np.float32))
     >>> len(basis), basis.std.shape, basis.metric

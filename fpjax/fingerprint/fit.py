@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast, get_args
 
 import jax
 from jaxtyping import PRNGKeyArray
@@ -12,7 +12,7 @@ from fpjax.errors import InputError
 from fpjax.fingerprint.basis import Basis, Metric, pca, sample_latents
 from fpjax.fingerprint.block_basis import BlockBasis
 from fpjax.fingerprint.grid_metric import NUM_PROBES, grid_basis, grid_metric
-from fpjax.fingerprint.image_metric import image_basis, image_metric
+from fpjax.fingerprint.image_metric import Residuals, image_basis, image_metric
 from fpjax.models.generator import Generator
 
 MOST_DENSE = 2048
@@ -20,13 +20,29 @@ MOST_DENSE = 2048
 of seconds."""
 
 
+def default_num_jacobians(generator: Generator) -> int:
+    """Latents that a metric is averaged over: 256, and 64 for pictures of more than 64 x 64 pixels,
+    whose Jacobians take minutes.
+
+    Directions are chosen for what the average says of them, so that the last ones are those that
+    it overrates most: with 64 Jacobians of the bundled StyleGAN2 1.5 to 1.7 times as many bits are
+    wrong as with 256, with 32 about twice as many (`python benchmarks/metrics.py --output FILE`).
+
+    >>> from fpjax.models.linear import linear_generator
+    >>> default_num_jacobians(linear_generator())
+    256
+    """
+    height, width, _ = generator.image_shape
+    return 256 if height * width <= 64 * 64 else 64
+
+
 def fit_basis(
     generator: Generator,
     key: PRNGKeyArray,
     num_samples: int = 10_000,
     *,
-    metric: Metric = "image",
-    num_jacobians: int = 64,
+    metric: Metric | Residuals = "image",
+    num_jacobians: int | None = None,
     num_probes: int = NUM_PROBES,
     in_blocks: bool | None = None,
     memory: int | None = None,
@@ -40,8 +56,10 @@ def fit_basis(
       num_samples: latents for mean and covariance; the published protocol takes 10,000.
       metric: "latent" is PCA, as published. "image" orders directions by how much natural images
         vary along them for the change they cost; see `image_metric.image_basis`. "lpips" is the
-        same with the change measured by LPIPS-VGG16 (needs `fpjax[lpips]`, colour images).
-      num_jacobians: latents that the image metric is averaged over.
+        same with the change measured by LPIPS-VGG16 (needs `fpjax[lpips]`, colour images). An
+        `Observation` of one picture is the same with the change of files in units of their noise:
+        the last directions are those in which natural files vary least for what they say.
+      num_jacobians: latents that the metric is averaged over; by default `default_num_jacobians`.
       num_probes: random products that the image metric is estimated from, in blocks.
       in_blocks: whether the image metric is taken block by block in a cosine transform, which needs
         latents with a picture's shape (H, W, C) and makes no matrix as large as a latent squared.
@@ -61,20 +79,23 @@ def fit_basis(
     >>> basis.directions.shape, basis.metric
     ((16, 16), 'image')
     """
-    if metric not in ("image", "latent", "lpips"):
-        raise InputError(f"metric {metric!r}: choose 'image', 'latent' or 'lpips'")
+    name = metric if isinstance(metric, str) else "observation"
+    if name not in get_args(Metric) or metric == "observation":
+        raise InputError(f"metric {metric!r}: choose 'image', 'latent', 'lpips' or an observation")
     key_latents, key_metric = jax.random.split(key)
-    if metric == "latent":
+    if name == "latent":
         return pca(sample_latents(generator, key, num_samples))
     picture = len(generator.latent_shape) == 3
     if in_blocks is None:
-        in_blocks = metric == "image" and picture and generator.latent_size > MOST_DENSE
-    elif in_blocks and not (metric == "image" and picture):
+        in_blocks = name == "image" and picture and generator.latent_size > MOST_DENSE
+    elif in_blocks and not (name == "image" and picture):
         raise InputError(
-            f"latents of shape {generator.latent_shape}, metric {metric!r}: blocks need (H, W, C) "
+            f"latents of shape {generator.latent_shape}, metric {name!r}: blocks need (H, W, C) "
             "and the image metric"
         )
     latents = sample_latents(generator, key_latents, num_samples)
+    if num_jacobians is None:
+        num_jacobians = default_num_jacobians(generator)
     at = sample_latents(generator, key_metric, num_jacobians)
     if in_blocks:
         return grid_basis(
@@ -83,9 +104,11 @@ def fit_basis(
             generator.latent_shape,
         )
     options: dict[str, Any] = {} if memory is None else {"memory": memory}
-    if metric == "lpips":
+    if name == "lpips":
         from fpjax import perceptual
 
         options["lpips"] = perceptual.load_lpips("vgg")
+    elif not isinstance(metric, str):
+        options["observation"] = metric
     gram = image_metric(generator, at, progress=progress, **options)
-    return image_basis(latents, gram, metric)
+    return image_basis(latents, gram, cast(Metric, name))

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -34,11 +34,24 @@ REGULARISATION = 1e-6
 a finite length."""
 
 
+class Residuals(Protocol):
+    """What a metric needs of an `Observation`: differences from a file, in units of its noise."""
+
+    def residual(
+        self,
+        image: Float[jax.Array, "height width channels"],
+        target: Float[jax.Array, "height width channels"],
+    ) -> Float[jax.Array, " residuals"]:
+        """Of a picture (H, W, C) that was not clipped, and a file's pixels in [-1, 1]."""
+        ...
+
+
 def image_metric(
     generator: Generator,
     latents: Float[np.ndarray, "num size"],
     *,
     lpips: Any = None,
+    observation: Residuals | None = None,
     memory: int = DEFAULT_MEMORY,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
@@ -46,22 +59,26 @@ def image_metric(
 
     Args:
       generator: what makes the images.
-      latents: (N, D) flattened latents to average over; 64 are enough for the bundled generator.
+      latents: (N, D) flattened latents to average over: the more, the better the last directions
+        that are chosen by it (`fit.default_num_jacobians`).
       lpips: parameters of LPIPS-VGG16 (`fpjax.perceptual.load_lpips("vgg")`): the change of an
         image is then measured by LPIPS, whose square root is a distance of features.
+      observation: what happens to files: the change of an image is then that of its residual, in
+        units of the file's noise.
       memory: bytes that the tangents of a Jacobian may take.
       progress: called with (latents done, in all).
 
     Returns:
       (D, D) float64, symmetric positive semi-definite, in units of squared image change (images in
-      [-1, 1], summed over pixels), or of LPIPS, a squared latent unit.
+      [-1, 1], summed over pixels), of LPIPS, or of squared residual, a squared latent unit.
     """
     dimension = generator.latent_size
     point = jax.ShapeDtypeStruct((dimension,), jnp.float32)
-    block = tangents_at_once(dimension, tangent_bytes(_seen, point, generator, lpips), memory)
+    how = jax.device_put((generator, lpips, observation))
+    block = tangents_at_once(dimension, tangent_bytes(_seen, point, *how), memory)
     total = np.zeros((dimension, dimension))
     for i, latent in enumerate(latents):
-        rows = jax.device_get(_rows(jax.device_put(latent), generator, lpips, block))
+        rows = jax.device_get(_rows(jax.device_put(latent), *how, block))
         rows = np.asarray(rows, np.float64)
         total += rows @ rows.T
         if progress is not None:
@@ -69,21 +86,33 @@ def image_metric(
     return total / len(latents)
 
 
-def _seen(latent: jax.Array, generator: Generator, lpips: Any) -> jax.Array:
-    """What is compared, (M,): pixels, or features whose squared distance is LPIPS."""
+def _seen(
+    latent: jax.Array, generator: Generator, lpips: Any, observation: Residuals | None
+) -> jax.Array:
+    """What is compared, (M,): pixels, features whose squared distance is LPIPS, or residuals of
+    the file without its noise."""
     image = generator.decode(generator.params, latent.reshape(1, *generator.latent_shape))
     if lpips is not None:
         from fpjax import perceptual
 
         image = perceptual.lpips_features(lpips, image)
+    if observation is not None:
+        file = jax.lax.stop_gradient(jnp.clip(image[0], -1, 1))
+        return observation.residual(image[0], file)
     return image.reshape(-1)
 
 
-@functools.partial(jax.jit, static_argnums=3)
+@functools.partial(jax.jit, static_argnums=4)
 @full_precision
-def _rows(latent: jax.Array, generator: Generator, lpips: Any, block: int) -> jax.Array:
+def _rows(
+    latent: jax.Array,
+    generator: Generator,
+    lpips: Any,
+    observation: Residuals | None,
+    block: int,
+) -> jax.Array:
     tangents = jnp.eye(generator.latent_size, dtype=jnp.float32)
-    seen = functools.partial(_seen, generator=generator, lpips=lpips)
+    seen = functools.partial(_seen, generator=generator, lpips=lpips, observation=observation)
     return jacobian_rows(seen, latent, tangents, block=block)[1]
 
 
@@ -97,7 +126,7 @@ def image_basis(
     Args:
       latents: (N, D) natural latents, N > D for a covariance of full rank.
       metric: (D, D), such as `image_metric` gives.
-      name: what the metric measures, "image" or "lpips".
+      name: what the metric measures, "image", "lpips" or "observation".
 
     Returns:
       The `Basis` of D directions, by descending natural standard deviation in image units.

@@ -21,7 +21,7 @@ import numpy as np
 
 from fpjax.attribution.decision import decide
 from fpjax.errors import InputError
-from fpjax.fingerprint.basis import Basis
+from fpjax.fingerprint.block_basis import BlockBasis
 from fpjax.fingerprint.calibration import Calibration, LinearStart
 from fpjax.fingerprint.codes import Code
 from fpjax.fingerprint.embed import generate
@@ -119,11 +119,12 @@ def run_capacity(
         raise InputError("the scheme is not calibrated: fpjax.calibrate(scheme, key) first")
     if not users or min(users) < 1 or not rates or not all(0 < rate < 1 for rate in rates):
         raise InputError("users are at least 1, and rates between 0 and 1")
+    shift = _first_direction(scheme)
     for cell in cells:
-        if cell.num_symbols > len(scheme.basis):
+        if (shift or 0) + cell.num_symbols > len(scheme.basis):
             raise InputError(
-                f"{cell.code} needs {cell.num_symbols} directions: the basis has "
-                f"{len(scheme.basis)}"
+                f"{cell.code} needs {cell.num_symbols} directions"
+                f"{f' from {shift} on' if shift else ''}: the basis has {len(scheme.basis)}"
             )
     header = {
         "format_version": FORMAT_VERSION,
@@ -153,6 +154,12 @@ def run_capacity(
     return result
 
 
+def _first_direction(scheme: Scheme) -> int | None:
+    """Where symbols are written: on the last directions, or from where the scheme's own begin."""
+    last = scheme.shift + scheme.num_symbols == len(scheme.basis)
+    return None if last else scheme.shift
+
+
 class _Work:
     """What cells share: Jacobians, original pictures, starts."""
 
@@ -164,13 +171,15 @@ class _Work:
         noises: Sequence[float],
         progress: Progress,
     ):
-        if not isinstance(scheme.basis, Basis):
-            raise InputError("the study needs whole directions: this scheme's basis is in blocks")
+        # Strengths and codes are tried on directions one by one.
+        basis = scheme.basis.dense() if isinstance(scheme.basis, BlockBasis) else scheme.basis
+        scheme = scheme.replace(basis=basis)
+        self.shift = _first_direction(scheme)
         self.scheme, self.folder, self.settings, self.progress = scheme, folder, settings, progress
         key_study, self.key = jax.random.split(jax.random.key(settings.seed))
         grams = stored_grams(
             scheme.generator,
-            scheme.basis,
+            basis,
             folder,
             study_keys(key_study)[0],
             noises,
@@ -179,7 +188,7 @@ class _Work:
         )
         self.study = Study(
             scheme.generator,
-            {"scheme": scheme.basis},
+            {"scheme": basis},
             key_study,
             num_latents=settings.num_latents,
             num_pictures=settings.num_pictures,
@@ -189,7 +198,7 @@ class _Work:
 
     def judge(self, cell: Cell, users, rates, simulated) -> dict[str, Any]:
         """All that is said of a cell."""
-        design = Design("scheme", cell.num_symbols, psnr=cell.psnr, noise=cell.noise)
+        design = Design("scheme", cell.num_symbols, self.shift, psnr=cell.psnr, noise=cell.noise)
         placed = self.study.scheme(design)
         code = cell.made_code(_mask(cell, self.settings.seed))
         chosen = placed.replace(

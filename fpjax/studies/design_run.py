@@ -55,7 +55,7 @@ class Settings:
 
     bases: tuple[Metric, ...] = METRICS
     num_samples: int = 10_000
-    num_jacobians: int = 32
+    num_jacobians: int = 128
     num_latents: int = NUM_LATENTS
     num_pictures: int = NUM_PICTURES
     lpips: bool = False

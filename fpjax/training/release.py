@@ -73,7 +73,7 @@ Made with
 
     python -m fpjax.training.train --out runs/avatars
     python -m fpjax.training.release --run runs/avatars --out {name}
-    fpjax scheme create --metric image --strength 0.07 --out {name}/scheme
+    fpjax scheme create --metric image --num_jacobians 64 --strength 0.07 --out {name}/scheme
 
 The scheme `{name}/robust` is the same at strength 0.3, for files that are recompressed: `scheme-robust/CARD.md`.
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 import fpjax
 from fpjax.attacks import GaussianNoise, Jpeg, Rescale, Resize
-from fpjax.attribution import readings
+from fpjax.attribution import file_reader, second_look
 from fpjax.attribution.decision import Reason
 from fpjax.attribution.pictures import Picture, once_jpeg
 from fpjax.errors import InputError
@@ -27,7 +27,7 @@ from fpjax.inversion.solution import Solution, Status
 from fpjax.io.images import ImageError, save_image
 
 SHAPE, SIZE, LENGTH = (48, 40, 3), 80, 64
-DONE = np.zeros(len(readings.DEGRADATION.names), np.float32)
+DONE = np.zeros(len(second_look.DEGRADATION.names), np.float32)
 RATE = 1e-6
 
 
@@ -101,7 +101,12 @@ def found(monkeypatch, registry, images):
             parameters=None if problem.degradation is None else np.tile(DONE, (count, 1)),
         )
 
-    monkeypatch.setattr(readings, "read_files", invert)
+    monkeypatch.setattr(file_reader, "read_files", invert)
+    monkeypatch.setattr(
+        second_look,
+        "window_starts",
+        lambda problem, images: np.zeros((len(images), 3, problem.num_unknowns), np.float32),
+    )
     return seen
 
 
@@ -179,7 +184,7 @@ def test_noise_of_unknown_power_is_estimated_and_both_tries_are_counted(
 
 
 def test_what_was_done_to_a_picture_is_told(scheme, registry, images, found, monkeypatch):
-    gain = readings.DEGRADATION.names.index("gain")
+    gain = second_look.DEGRADATION.names.index("gain")
     monkeypatch.setitem(globals(), "DONE", np.where(np.arange(len(DONE)) == gain, 0.1, 0.0))
     noisy = GaussianNoise(std=0.05)(jax.random.key(0), images)
     for verdict in _attribute(scheme, noisy, registry, observation="auto").verdicts:
@@ -190,7 +195,7 @@ def test_what_was_done_to_a_picture_is_told(scheme, registry, images, found, mon
 def test_a_resize_is_believed_where_it_comes_much_nearer(
     scheme, registry, images, found, monkeypatch, share, believed
 ):
-    read = readings.read_files
+    read = file_reader.read_files
 
     def invert(problem, targets, solver, **options):
         solution = read(problem, targets, solver, **options)
@@ -199,9 +204,9 @@ def test_a_resize_is_believed_where_it_comes_much_nearer(
             solution, residual=solution.residual * np.float32(share if through else 1)
         )
 
-    monkeypatch.setattr(readings, "read_files", invert)
+    monkeypatch.setattr(file_reader, "read_files", invert)
     monkeypatch.setattr(
-        readings, "resized", lambda *pair: Resized((36, 30), 0.75, "bicubic", 0.005, 2.0)
+        second_look, "resized", lambda *pair: Resized((36, 30), 0.75, "bicubic", 0.005, 2.0)
     )
     small = Resize(scale=0.75)(None, images)
     for verdict in _attribute(scheme, small, registry, observation="auto").verdicts:
@@ -214,7 +219,7 @@ def test_a_resize_is_believed_where_it_comes_much_nearer(
 
 
 def test_a_jpeg_that_explains_nothing_is_doubted(scheme, registry, images, found, monkeypatch):
-    read = readings.read_files
+    read = file_reader.read_files
 
     def invert(problem, targets, solver, **options):
         solution = read(problem, targets, solver, **options)
@@ -222,10 +227,10 @@ def test_a_jpeg_that_explains_nothing_is_doubted(scheme, registry, images, found
             solution.noise_ratio[:] = 8.0
         return solution
 
-    monkeypatch.setattr(readings, "read_files", invert)
+    monkeypatch.setattr(file_reader, "read_files", invert)
     noisy = GaussianNoise(std=0.05)(jax.random.key(0), images)
     black = JpegObservation.of_file(Jpeg(quality=50).encode(np.zeros_like(images[0])))
-    monkeypatch.setattr(readings, "once_jpeg", lambda picture: (black, "JPEG 50, by its pixels"))
+    monkeypatch.setattr(second_look, "once_jpeg", lambda picture: (black, "JPEG 50, by its pixels"))
     answer = _attribute(scheme, noisy, registry, observation="auto")
     for verdict in answer.verdicts:
         assert verdict.user == "ada" and verdict.attempts == 2

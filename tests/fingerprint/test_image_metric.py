@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 import fpjax
+from fpjax.attacks import Jpeg
 from fpjax.errors import InputError
 from fpjax.fingerprint.basis import sample_latents
 from fpjax.fingerprint.image_metric import image_basis, image_metric, regularised
 from fpjax.fingerprint.scheme import LEFT_OUT_PSNR, Scheme
+from fpjax.io.images import to_uint8
 from tests import toys
 
 
@@ -99,8 +101,9 @@ def test_what_is_left_out_changes_natural_images_by_no_more_than_it_says():
 
 
 def test_an_unknown_metric_is_refused(generator):
-    with pytest.raises(InputError, match="'image', 'latent' or 'lpips'"):
-        fpjax.fit_basis(generator, jax.random.key(0), 100, metric="pca")
+    for name in ("pca", "observation"):
+        with pytest.raises(InputError, match=f"{name}.*'image', 'latent', 'lpips' or an observ"):
+            fpjax.fit_basis(generator, jax.random.key(0), 100, metric=name)
 
 
 def test_the_perceptual_metric_predicts_the_lpips_of_a_small_step(tiny_generator):
@@ -116,6 +119,28 @@ def test_the_perceptual_metric_predicts_the_lpips_of_a_small_step(tiny_generator
     distance = perceptual.lpips(params, decode(latent), decode(latent + step))
     # The third-order term of so small a step is a few percent.
     np.testing.assert_allclose(step @ metric @ step, distance[0], rtol=0.1)
+
+
+def test_the_metric_of_white_noise_is_the_image_metric_in_its_units():
+    generator = toys.generator()
+    latents = 0.05 * sample_latents(generator, jax.random.key(0), 2)  # nothing saturated
+    noise = fpjax.Gaussian(0.1)
+    metric = image_metric(generator, latents, observation=noise)
+    expected = image_metric(generator, latents) / float(noise.total_std) ** 2
+    np.testing.assert_allclose(metric, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    basis = fpjax.fit_basis(generator, jax.random.key(0), 200, metric=noise, num_jacobians=2)
+    assert basis.metric == "observation" and basis.arrays().keys() >= {"dual"}
+
+
+def test_the_metric_of_a_jpeg_file_predicts_how_far_its_coefficients_move(tiny_generator):
+    latent = sample_latents(tiny_generator, jax.random.key(0), 1)
+    decode = functools.partial(tiny_generator.decode, tiny_generator.params)
+    picture = np.asarray(to_uint8(decode(latent)))[0]
+    seen = fpjax.Jpeg.of_file(Jpeg(quality=75).encode(picture))
+    metric = image_metric(tiny_generator, latent, observation=seen)
+    step = 1e-3 * np.random.default_rng(0).standard_normal(16).astype(np.float32)
+    before, after = (seen.residual(decode(x)[0], picture) for x in (latent, latent + step))
+    np.testing.assert_allclose(step @ metric @ step, np.sum((after - before) ** 2), rtol=0.02)
 
 
 def test_blocks_are_for_large_latents_with_a_pictures_shape_unless_asked_for():

@@ -20,6 +20,8 @@ from fpjax.studies.capacity import (
 )
 from fpjax.studies.capacity_plots import write_page
 from fpjax.studies.capacity_run import Settings, run_capacity
+from fpjax.studies.design import Study
+from fpjax.studies.designs import Design
 from tests import toys
 
 CELLS = [Cell("independent-6", 24.0, 0.3), Cell("bch-7-4", 16.0), Cell("independent-6", 90.0)]
@@ -176,6 +178,36 @@ def test_what_does_not_fit_is_refused(whole, scheme, tmp_path):
     for code in ("independent", "turbo-3", "bch-7-5", "independent-0"):
         with pytest.raises(InputError):
             Cell(code, 40.0)
+
+
+def test_directions_in_the_middle_are_studied_where_they_are(tmp_path):
+    flat = toys.generator(scale=0.3)
+    made = flat.replace(
+        latent_shape=(4, 4, 1),
+        decode=lambda params, z: toys.linear_decode(params, z.reshape(len(z), -1)),
+        sample_latents=lambda params, key, num: toys.sample(params, key, num).reshape(-1, 4, 4, 1),
+    )
+    blocks = fpjax.fit_basis(
+        made, jax.random.key(0), 500, in_blocks=True, num_probes=64, num_jacobians=2
+    )
+    scheme = fpjax.Scheme.create(made, blocks, 6, shift=4, strength=0.5, keep_all=True)
+    scheme = fpjax.calibrate(scheme, jax.random.key(1), num_start_images=200, num_inverted_images=2)
+    settings = dataclasses.replace(SETTINGS, num_images=2, num_latents=1, draws=1)
+    cells = [Cell("independent-6", 13.0), Cell("independent-13", 13.0)]
+    found = run(scheme, tmp_path / "study", settings=settings, cells=cells[:1])["cells"][0]
+    study = Study(
+        made,
+        {"scheme": blocks.dense()},
+        jax.random.split(jax.random.key(0))[0],
+        num_latents=1,
+        num_pictures=8,
+        keep_all=True,
+    )
+    there = study.scheme(Design("scheme", 6, 4, psnr=13.0))
+    assert found["strength"] == pytest.approx(float(there.strength), rel=0.01)
+    assert found["measured"]["exact"] == 1
+    with pytest.raises(InputError, match="needs 13 directions from 4 on: the basis has 16"):
+        run(scheme, tmp_path / "other", settings=settings, cells=cells)
 
 
 def test_the_page_shows_every_plot(whole):

@@ -1,0 +1,203 @@
+"""Readings of files, and who reads them: briefly first, then to the end.
+
+A clean file is explained by two Jacobians. What is far from that after one or two is left to a
+second look (`second_look.py`), which knows more of what may have been done to it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from fpjax.attribution.pictures import Picture, at_size
+from fpjax.fingerprint.scheme import Scheme
+from fpjax.inversion.degradation import Degradation
+from fpjax.inversion.driver import invert
+from fpjax.inversion.encoder_reader import EncoderReader
+from fpjax.inversion.observation import Observation, PerImage
+from fpjax.inversion.problem import Problem
+from fpjax.inversion.readers import (
+    Reader,
+    default_reader,
+    explained_limit,
+    read_files,
+    where_it_reads,
+)
+from fpjax.inversion.solution import Solution, Status
+from fpjax.inversion.solvers.default import default_solver
+from fpjax.inversion.solvers.levenberg_marquardt import LevenbergMarquardt
+
+_BRIEFLY = {"max_steps": 2, "foreign_ratio": 20.0}
+"""The first reading ends after two Jacobians, and after one that leaves a larger residual than
+this: what is far from explained is read otherwise. Clean files are explained by two; after one they
+have residuals of up to 10."""
+
+_PROMISING = 3.0
+"""Residual after those, in units of the noise, up to which the first reading goes on."""
+
+_STALLED_AFTER = 3
+"""Jacobians after which a picture that is not explained and hardly moves is given up."""
+
+_ROUGHLY = {"max_steps": 1, "tolerance": 0.2}
+"""While the noise is not known, one Jacobian and its inner steps."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Readings:
+    """Some of the pictures, read once."""
+
+    rows: np.ndarray
+    solution: Solution
+    histories: list[str]
+    guessed: np.ndarray
+    """Whether the noise was estimated, so that the residual says nothing."""
+    limits: np.ndarray
+    """Residuals up to which the pictures count as explained."""
+
+    def take(self, chosen: np.ndarray, rows: np.ndarray) -> Readings:
+        """Those of a mask (n,), which are the pictures `rows`."""
+        places = np.flatnonzero(chosen)
+        return Readings(
+            rows,
+            self.solution.take(places),
+            [self.histories[i] for i in places],
+            self.guessed[places],
+            self.limits[places],
+        )
+
+    @classmethod
+    def together(cls, parts: list[Readings]) -> Readings:
+        """Readings of different pictures as one."""
+        return cls(
+            np.concatenate([part.rows for part in parts]),
+            Solution.concatenate([part.solution for part in parts]),
+            [words for part in parts for words in part.histories],
+            np.concatenate([part.guessed for part in parts]),
+            np.concatenate([part.limits for part in parts]),
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FileReader:
+    """What files are read with, and who reads them."""
+
+    scheme: Scheme
+    solver: Reader | None
+    memory: int
+    mesh: Mesh | None
+    progress: Callable[[int, int], None] | None
+    count: int
+    brief: bool = False
+    """Whether to give up soon what is not explained: there are other explanations to try."""
+
+    names: list[str] = dataclasses.field(default_factory=list)
+    """Of the readers and solvers that took part."""
+
+    def read(self, observations: list[Observation], pictures: list[Picture]) -> Readings:
+        """All pictures, those of one kind of observation together."""
+        solution, limits = self.invert(observations, pictures, self.chosen)
+        rows, histories = np.arange(len(pictures)), [picture.history for picture in pictures]
+        going = np.flatnonzero(
+            (solution.status == Status.MAX_STEPS) & (solution.noise_ratio < _PROMISING)
+        )
+        # Somebody's own solver ends where it says.
+        own = self.solver is not None and not isinstance(self.solver, EncoderReader)
+        if self.brief and not own and len(going):
+            further, _ = self.invert(
+                [observations[i] for i in going],
+                [pictures[i] for i in going],
+                self.inversion,
+                starts=Problem(self.scheme).unknowns_of(
+                    solution.alpha[going], solution.soft_bits[going]
+                )[:, None],
+            )
+            solution = replaced(solution, going, further)
+        return Readings(rows, solution, histories, np.zeros(len(pictures), bool), limits)
+
+    def chosen(self, problem: Problem) -> Reader:
+        """Who reads a problem's files first."""
+        if self.solver is None:
+            return self._changed(default_reader(problem), **_BRIEFLY)
+        reader = where_it_reads(self.solver, problem)
+        return reader if reader is self.solver else self._changed(reader, **_BRIEFLY)
+
+    def inversion(self, problem: Problem) -> Reader:
+        """Who looks again."""
+        if self.solver is None or isinstance(self.solver, EncoderReader):
+            return self._changed(
+                default_solver(problem.scheme),
+                stalled_after=_STALLED_AFTER,
+                # What looks foreign at first may be the generator's own, cropped.
+                foreign_ratio=math.inf,
+            )
+        return self.solver
+
+    def rough(self, problem: Problem) -> Reader:
+        """Who looks again while the noise is not known."""
+        reader = self.inversion(problem)
+        return reader if reader is self.solver else self._changed(reader, **_ROUGHLY)
+
+    def _changed(self, reader: Reader, **settings) -> Reader:
+        if self.brief and isinstance(reader, LevenbergMarquardt):
+            return dataclasses.replace(reader, **settings)
+        return reader
+
+    def invert(
+        self,
+        observations,
+        pictures,
+        choose: Callable[[Problem], Reader],
+        *,
+        starts=None,
+        degradation: Degradation | None = None,
+    ) -> tuple[Solution, np.ndarray]:
+        """What is read of each picture, and the residual up to which it counts as explained."""
+        shape = self.scheme.generator.image_shape
+        if not pictures:
+            none = np.zeros((0, *shape), np.uint8)
+            return invert(Problem(self.scheme), none), np.zeros(0)
+        kinds: dict = {}
+        for row, observation in enumerate(observations):
+            leaves, structure = jax.tree.flatten(observation)
+            kinds.setdefault((structure, *(np.shape(leaf) for leaf in leaves)), []).append(row)
+        order, parts, limits, done = [], [], [], 0
+        for rows in kinds.values():
+
+            def told(finished: int, _: int, before: int = done) -> None:
+                if self.progress is not None and choose == self.chosen:
+                    self.progress(before + finished, self.count)
+
+            same = [observations[row] for row in rows]
+            shared = same[0] if not jax.tree.leaves(same[0]) else PerImage.stack(same)
+            problem = Problem(self.scheme, shared, degradation=degradation)
+            solver = choose(problem)
+            if solver.name not in self.names:
+                self.names.append(solver.name)
+            parts.append(
+                read_files(
+                    problem,
+                    np.stack([at_size(pictures[row].pixels, shape) for row in rows]),
+                    solver,
+                    starts=None if starts is None else starts[rows],
+                    memory=self.memory,
+                    mesh=self.mesh,
+                    progress=told,
+                )
+            )
+            limits += [explained_limit(problem, solver)] * len(rows)
+            order += rows
+            done += len(rows)
+        back = np.argsort(order)
+        return Solution.concatenate(parts).take(back), np.array(limits)[back]
+
+
+def replaced(solution: Solution, rows: np.ndarray, other: Solution) -> Solution:
+    """A solution of which some images' is another one."""
+    order = np.arange(len(solution))
+    order[rows] = len(solution) + np.arange(len(rows))
+    return Solution.concatenate([solution, other]).take(order)

@@ -1,0 +1,271 @@
+"""A second look at pictures that the file alone does not explain.
+
+It does not know what was done to a picture. It looks for a window, a kernel and a map of colours as
+unknowns of the inversion, and for noise of unknown power. Much noise is assumed first, and less
+from where the last inversion ended, until what is left is what was assumed. While the noise is a
+guess, a look is one Jacobian.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from fpjax.attribution.file_reader import FileReader, Readings, replaced
+from fpjax.attribution.pictures import (
+    MUCH_NOISE,
+    Picture,
+    added_noise,
+    at_size,
+    once_jpeg,
+    sized,
+    with_noise,
+)
+from fpjax.fingerprint.scheme import Scheme
+from fpjax.inversion.degradation import Degradation
+from fpjax.inversion.encoder_reader import EncoderReader
+from fpjax.inversion.observation import ROUNDING_STD, Observation
+from fpjax.inversion.observation_filtered import Filter, Filtered
+from fpjax.inversion.problem import Problem
+from fpjax.inversion.resizes import Resized, made, resized
+from fpjax.inversion.solution import Solution
+from fpjax.inversion.window_starts import window_starts
+from fpjax.io.images import from_uint8
+
+_ROUNDING = 0.0035
+"""Residual up to which nothing but rounding to 8 bits is left: 1.5 times that."""
+
+DEGRADATION = Degradation()
+"""What is looked for in pictures that nothing simpler explains."""
+
+_LOOKS = 4
+"""At a degraded picture, at most, each with less noise than the one before."""
+
+_SETTLED = 0.8
+"""Share of the noise that was assumed, above which the noise that is left is believed."""
+
+_LITTLE = 0.3
+"""Share of it below which most of what is left is the assumption's own doing: a third of it is
+tried next."""
+
+_CLEAR = 1.07
+"""Margin of a resize over its rivals from which on it is tried."""
+
+_NO_WORSE = 2.05
+"""Error that a resize may leave before the inversion knows of it, in units of what is left where
+the inversion looked for a window and a kernel. The right ones left 0.7 to 2.0 of it, blurs 1.7
+to 2.4."""
+
+_MUCH_NEARER = 0.5
+"""Share of the residual of the rough look up to which a resize that was tried is believed."""
+
+_NEAR = 0.07
+"""Residual of the rough look from the likeliest window, above which other windows
+are tried. Own files that were blurred, moved, cropped or resized left 0.02 to 0.06."""
+
+
+def second_look(reader: FileReader, pictures: list[Picture], rows: np.ndarray) -> Readings:
+    """Another look at pictures that the file alone does not explain."""
+    chosen = [pictures[row] for row in rows]
+    once = [None if picture.jpeg is not None else once_jpeg(picture) for picture in chosen]
+    parts = []
+    tried = np.flatnonzero([found is not None for found in once])
+    if len(tried):
+        parts.append(_once_jpegs(reader, [chosen[i] for i in tried], [once[i] for i in tried]))
+        believed = parts[0].solution.noise_ratio <= parts[0].limits
+        # What the tables do not explain was no JPEG, or more has happened.
+        parts[0] = parts[0].take(believed, rows[tried[believed]])
+    left = np.setdiff1d(np.arange(len(rows)), [] if not parts else tried[believed])
+    if len(left):
+        parts.append(_degraded(reader, [chosen[i] for i in left], rows[left]))
+    return Readings.together(parts)
+
+
+def _once_jpegs(reader: FileReader, pictures: list[Picture], once) -> Readings:
+    """Lossless files, read through the tables that their pixels give away."""
+    shape = reader.scheme.generator.image_shape
+    observations = [
+        sized(picture, shape, with_noise(jpeg, 0.0))
+        for picture, (jpeg, _) in zip(pictures, once, strict=True)
+    ]
+    solution, limits = reader.invert(observations, pictures, reader.inversion)
+    histories = [
+        " and ".join(part for part in (words, picture.history) if part)
+        for picture, (_, words) in zip(pictures, once, strict=True)
+    ]
+    rows = np.arange(len(pictures))
+    return Readings(rows, solution, histories, np.zeros(len(pictures), bool), limits)
+
+
+def _degraded(reader: FileReader, pictures: list[Picture], rows: np.ndarray) -> Readings:
+    """Pictures that were degraded somehow: what was done is looked for, and how much noise is
+    left, from much to little."""
+    shape = reader.scheme.generator.image_shape
+    plain = [functools.partial(_noisy, picture, shape, filter=None) for picture in pictures]
+    rough, limits = _rough_look(reader, pictures, [observe(MUCH_NOISE) for observe in plain])
+    std = _noise_left(rough, pictures)
+    resizes = _resizes(reader.scheme, rough, pictures)
+    parts, done = [], np.zeros(len(pictures), bool)
+    tried = np.array([i for i, found in enumerate(resizes) if found is not None], int)
+    if len(tried):
+        reading = _resized(
+            reader, [pictures[i] for i in tried], rough.take(tried), [resizes[i] for i in tried]
+        )
+        done[tried] = reading.solution.residual <= _MUCH_NEARER * rough.residual[tried]
+        parts.append(reading.take(done[tried], rows[done]))
+    left = np.flatnonzero(~done)
+    if len(left):
+        chosen = [pictures[i] for i in left]
+        solution, limits = _with_less_noise(
+            reader, chosen, [plain[i] for i in left], rough.take(left), limits[left], std[left],
+            degradation=DEGRADATION,
+        )  # fmt: skip
+        assert solution.parameters is not None
+        words = [DEGRADATION.words(values) for values in solution.parameters]
+        parts.append(_told(chosen, rows[left], solution, limits, words))
+    return Readings.together(parts)
+
+
+def _rough_look(
+    reader: FileReader, pictures: list[Picture], observations: list[Observation]
+) -> tuple[Solution, np.ndarray]:
+    """A look at degraded pictures that assumes much noise: from the likeliest window, and from
+    others where that leaves much."""
+    problem = Problem(reader.scheme, degradation=DEGRADATION)
+    if isinstance(reader.solver, EncoderReader) or reader.solver is None:
+        shape = reader.scheme.generator.image_shape
+        images = np.stack([from_uint8(at_size(picture.pixels, shape)) for picture in pictures])
+        starts = window_starts(problem, images)
+    else:  # somebody's own solver starts where it wants to
+        return reader.invert(observations, pictures, reader.rough, degradation=DEGRADATION)
+    solution, limits = reader.invert(
+        observations, pictures, reader.rough, starts=starts[:, :1], degradation=DEGRADATION
+    )
+    far = np.flatnonzero(~(solution.residual <= _NEAR))
+    if len(far):
+        other, _ = reader.invert(
+            [observations[i] for i in far], [pictures[i] for i in far], reader.rough,
+            starts=starts[far, 1:], degradation=DEGRADATION,
+        )  # fmt: skip
+        better = ~(other.residual >= solution.residual[far])
+        solution = replaced(solution, far[better], other.take(np.flatnonzero(better)))
+    return solution, limits
+
+
+def _noisy(
+    picture: Picture, shape: tuple[int, int, int], std: float, *, filter: Filter | None
+) -> Observation:
+    """Noise before the picture was written, and a filter before that."""
+    inner = with_noise(picture.jpeg, std)
+    if filter is None:
+        return sized(picture, shape, inner)
+    return Filtered(filter, from_uint8(picture.pixels), inner)
+
+
+def _resizes(scheme: Scheme, rough: Solution, pictures: list[Picture]) -> list[Resized | None]:
+    """Of each picture, the resize that it went through and back, where there clearly is one."""
+    shape = scheme.generator.image_shape
+    problem = jax.device_put(Problem(scheme).prepared())
+    resizes: list[Resized | None] = []
+    unknowns = Problem(scheme).unknowns_of(rough.alpha, rough.soft_bits)
+    for point, picture, left in zip(unknowns, pictures, rough.residual, strict=True):
+        found = None
+        if picture.pixels.shape == shape and np.isfinite(point).all():
+            found = resized(made(problem, point), from_uint8(picture.pixels))
+        if found is not None and (found.margin < _CLEAR or found.error > _NO_WORSE * left):
+            found = None
+        resizes.append(found)
+    return resizes
+
+
+def _resized(
+    reader: FileReader, pictures: list[Picture], rough: Solution, resizes: list[Resized]
+) -> Readings:
+    """Pictures that were resized and brought back to their size, in a known way."""
+    shape = reader.scheme.generator.image_shape
+    observe = [
+        functools.partial(_noisy, picture, shape, filter=found.as_filter(*shape[:2]))
+        for picture, found in zip(pictures, resizes, strict=True)
+    ]
+    solution, limits = _with_less_noise(
+        reader, pictures, observe, rough, np.zeros(len(pictures)),
+        np.array(
+            [added_noise(f.error, p.jpeg) for f, p in zip(resizes, pictures, strict=True)]
+        ),
+    )  # fmt: skip
+    words = [found.words for found in resizes]
+    return _told(pictures, np.arange(len(pictures)), solution, limits, words)
+
+
+def _with_less_noise(
+    reader: FileReader,
+    pictures: list[Picture],
+    observe: list[Callable[[float], Observation]],
+    solution: Solution,
+    limits: np.ndarray,
+    std: np.ndarray,
+    *,
+    degradation: Degradation | None = None,
+) -> tuple[Solution, np.ndarray]:
+    """A rough solution that leaves noise of `std`, made finer with less and less noise assumed."""
+    noise = np.full(len(pictures), MUCH_NOISE)
+    rough = np.zeros(len(pictures), bool)
+    left = np.arange(len(pictures))
+    for look in range(1, _LOOKS):
+        settled = (std >= _SETTLED * noise) & (std <= noise / _SETTLED)
+        settled |= (std <= noise) & (noise <= 2 * _ROUNDING)
+        left = left[~settled[left] | rough[left]]
+        if not len(left):
+            break
+        little = ~settled & (std < _LITTLE * noise)
+        lower = np.where(little, np.maximum(std / 3, 2 * ROUNDING_STD), std)
+        noise[left] = np.where(settled, noise, lower)[left]
+        # A noise that is only a guess will be another at the next look.
+        rough = little & (noise > 2 * ROUNDING_STD) & (look < _LOOKS - 1)
+        for choose, rows in (
+            (reader.rough, left[rough[left]]),
+            (reader.inversion, left[~rough[left]]),
+        ):
+            if not len(rows):
+                continue
+            problem = Problem(reader.scheme, degradation=degradation)
+            starts = problem.unknowns_of(
+                solution.alpha[rows],
+                solution.soft_bits[rows],
+                None if solution.parameters is None else solution.parameters[rows],
+            )
+            found, limits[rows] = reader.invert(
+                [observe[i](float(noise[i])) for i in rows], [pictures[i] for i in rows],
+                choose, starts=starts[:, None], degradation=degradation,
+            )  # fmt: skip
+            solution = replaced(solution, rows, found)
+        std = _noise_left(solution, pictures)
+    return solution, limits
+
+
+def _noise_left(solution: Solution, pictures: list[Picture]) -> np.ndarray:
+    return np.array(
+        [
+            added_noise(float(residual), picture.jpeg)
+            for residual, picture in zip(solution.residual, pictures, strict=True)
+        ]
+    )
+
+
+def _told(
+    pictures: list[Picture],
+    rows: np.ndarray,
+    solution: Solution,
+    limits: np.ndarray,
+    words: list[str],
+) -> Readings:
+    """Readings of second looks: what was done, in words, and what noise is left."""
+    histories, guessed = [], []
+    for picture, done, residual in zip(pictures, words, solution.residual.tolist(), strict=True):
+        guessed.append(picture.jpeg is not None or not residual < _ROUNDING)
+        noise = f"noise of {added_noise(residual, picture.jpeg):.3f}" if guessed[-1] else ""
+        histories.append(" and ".join(part for part in (done, noise, picture.history) if part))
+    return Readings(rows, solution, histories, np.array(guessed), limits)
