@@ -16,16 +16,23 @@ before anything is timed. Runs of all take turns; a row has the fastest run of e
 The peak is the best rate of a large float32 product, of JAX's or PyTorch's, measured before and
 after. The share of it counts the fewest products that a layer needs (an up-sampling layer 9 for
 each pixel of its input), twice that for vjp and jvp, and the time of all that is no product too.
+
+With --profile: what a single pull-back of one image by fpjax spends its time on, from a trace of
+its program's parts.
 """
 
 from __future__ import annotations
 
 import functools
+import gzip
 import json
 import math
 import os
 import platform
+import re
+import tempfile
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +60,7 @@ _PROCESSOR_TIME = flags.DEFINE_bool(
     False,
     "Count processor seconds, for a machine that is not idle; run it on one core then (taskset).",
 )
+_PROFILE = flags.DEFINE_bool("profile", False, "What a pull-back spends its time on, and no more.")
 _JSON = flags.DEFINE_string("json", None, "File to write the figures to.")
 
 _PUBLISHED = {
@@ -268,8 +276,42 @@ def measure(config, params, case, batch):
     }
 
 
+def profile(config, params):
+    """Milliseconds of a pull-back by kind of work, from a trace of one."""
+    rng = np.random.default_rng(0)
+    w = jnp.asarray(rng.normal(size=(1, config.w_dim)), jnp.float32)
+    shape = (1, config.resolution, config.resolution, 3)
+    run = jax_run(config, params, "vjp", w, w, jnp.asarray(rng.normal(size=shape), jnp.float32))
+    run()
+    with tempfile.TemporaryDirectory() as folder:
+        jax.profiler.start_trace(folder)
+        run()
+        jax.profiler.stop_trace()
+        (trace,) = Path(folder).rglob("*.trace.json.gz")
+        events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    spent = dict.fromkeys(("products", "kernels put in order", "all else"), 0.0)
+    for event in events:
+        # Parts of the program; Python's frames begin with $, and what runs parts has colons.
+        name = event.get("name", "")
+        if event.get("ph") != "X" or not re.fullmatch(r"[a-z_]+(\.\d+)?", name):
+            continue
+        kind = "all else"
+        if name.startswith(("ynn", "conv", "dot")):
+            kind = "products"
+        elif "transpose" in name or "reverse" in name:
+            kind = "kernels put in order"
+        spent[kind] += event["dur"] / 1e3
+    return spent
+
+
 def main(argv):
     del argv
+    if _PROFILE.value:
+        for size in map(int, _SIZES.value):
+            spent = profile(*generator(size))
+            parts = ", ".join(f"{kind} {part:.0f} ms" for kind, part in spent.items())
+            print(f"{size:4d} px, vjp of one image: {parts}", flush=True)
+        return
     rows, peak = [], matrix_product_peak()
     for size in map(int, _SIZES.value):
         config, params = generator(size)

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
+from design_check import calibrated
 
 import fpjax
 from fpjax.attacks import Jpeg as JpegAttack
@@ -90,6 +91,8 @@ def compressed(
     for psnr in psnrs:
         for name in bases:
             scheme = study.scheme(Design(name, 64, psnr=psnr))
+            if inverted:
+                scheme = calibrated(scheme, fpjax.Rounded8Bit(), jax.random.key(4), 4000)
             keys = fpjax.sample_keys(jax.random.key(2), 24, 64)
             made = fpjax.generate(scheme, jax.random.key(3), keys)
             symbols = to_symbols(keys, scheme.levels)

@@ -137,7 +137,7 @@ def _rough_look(
     problem = Problem(reader.scheme, degradation=DEGRADATION)
     if isinstance(reader.solver, EncoderReader) or reader.solver is None:
         shape = reader.scheme.generator.image_shape
-        images = np.stack([from_uint8(at_size(picture.pixels, shape)) for picture in pictures])
+        images = np.stack([at_size(picture.pixels, shape) for picture in pictures])
         starts = window_starts(problem, images)
     else:  # somebody's own solver starts where it wants to
         return reader.invert(observations, pictures, reader.rough, degradation=DEGRADATION)
