@@ -293,10 +293,12 @@ def profile(config, params):
     for event in events:
         # Parts of the program; Python's frames begin with $, and what runs parts has colons.
         name = event.get("name", "")
-        if event.get("ph") != "X" or not re.fullmatch(r"[a-z_]+(\.\d+)?", name):
+        kernel = re.fullmatch(r"([a-z_-]+)(\.\d+)?", name)
+        # What encloses other parts would be counted twice.
+        if event.get("ph") != "X" or not kernel or kernel[1] in ("while", "call", "conditional"):
             continue
         kind = "all else"
-        if name.startswith(("ynn", "conv", "dot")):
+        if name.startswith(("ynn", "conv_general", "dot")):
             kind = "products"
         elif "transpose" in name or "reverse" in name:
             kind = "kernels put in order"

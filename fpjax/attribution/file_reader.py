@@ -1,7 +1,7 @@
 """Readings of files, and who reads them: briefly first, then to the end.
 
-A clean file is explained by two Jacobians. What is far from that after one or two is left to a
-second look (`second_look.py`), which knows more of what may have been done to it.
+A clean file is explained by two Jacobians. What is far from that by then is left to a second look
+(`second_look.py`), which knows more of what may have been done to it.
 """
 
 from __future__ import annotations
@@ -32,10 +32,9 @@ from fpjax.inversion.solution import Solution, Status
 from fpjax.inversion.solvers.default import default_solver
 from fpjax.inversion.solvers.levenberg_marquardt import LevenbergMarquardt
 
-_BRIEFLY = {"max_steps": 2, "foreign_ratio": 20.0}
-"""The first reading ends after two Jacobians, and after one that leaves a larger residual than
-this: what is far from explained is read otherwise. Clean files are explained by two; after one they
-have residuals of up to 10."""
+_BRIEF = 2
+"""Jacobians of the first reading, after which a picture that is far from explained is read
+otherwise. Clean files are explained by then; after one they have residuals of up to 10."""
 
 _PROMISING = 3.0
 """Residual after those, in units of the noise, up to which the first reading goes on."""
@@ -122,19 +121,14 @@ class FileReader:
     def chosen(self, problem: Problem) -> Reader:
         """Who reads a problem's files first."""
         if self.solver is None:
-            return self._changed(default_reader(problem), **_BRIEFLY)
+            return self._changed(default_reader(problem), max_steps=_BRIEF)
         reader = where_it_reads(self.solver, problem)
-        return reader if reader is self.solver else self._changed(reader, **_BRIEFLY)
+        return reader if reader is self.solver else self._changed(reader, max_steps=_BRIEF)
 
     def inversion(self, problem: Problem) -> Reader:
         """Who looks again."""
         if self.solver is None or isinstance(self.solver, EncoderReader):
-            return self._changed(
-                default_solver(problem.scheme),
-                stalled_after=_STALLED_AFTER,
-                # What looks foreign at first may be the generator's own, cropped.
-                foreign_ratio=math.inf,
-            )
+            return self._changed(default_solver(problem.scheme), stalled_after=_STALLED_AFTER)
         return self.solver
 
     def rough(self, problem: Problem) -> Reader:
@@ -142,9 +136,16 @@ class FileReader:
         reader = self.inversion(problem)
         return reader if reader is self.solver else self._changed(reader, **_ROUGHLY)
 
+    @property
+    def looks_roughly(self) -> bool:
+        """Whether `rough` ends sooner than `inversion`."""
+        problem = Problem(self.scheme)
+        return self.rough(problem) != self.inversion(problem)
+
     def _changed(self, reader: Reader, **settings) -> Reader:
         if self.brief and isinstance(reader, LevenbergMarquardt):
-            return dataclasses.replace(reader, **settings)
+            # What looks foreign at first may be the generator's own, cropped.
+            return dataclasses.replace(reader, foreign_ratio=math.inf, **settings)
         return reader
 
     def invert(

@@ -3,7 +3,7 @@
 It does not know what was done to a picture. It looks for a window, a kernel and a map of colours as
 unknowns of the inversion, and for noise of unknown power. Much noise is assumed first, and less
 from where the last inversion ended, until what is left is what was assumed. While the noise is a
-guess, a look is one Jacobian.
+guess, a look of the default solver is one Jacobian.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _MUCH_NEARER = 0.5
 _NEAR = 0.045
 """Residual of the rough look from the likeliest window, above which other windows are tried. Own
 files that were blurred, moved, cropped or brightened left 0.02 to 0.045 from the right window, and
-0.04 and more from others."""
+0.04 and more from others; of noisier files all are tried."""
 
 
 def second_look(reader: FileReader, pictures: list[Picture], rows: np.ndarray) -> Readings:
@@ -151,7 +151,10 @@ def _rough_look(
             [observations[i] for i in far], [pictures[i] for i in far], reader.rough,
             starts=starts[far, 1:], degradation=DEGRADATION,
         )  # fmt: skip
-        better = ~(other.residual >= solution.residual[far])
+        # Of one problem: the lower cost explains more. Costs that are no numbers explain nothing.
+        better = np.nan_to_num(other.loss, nan=np.inf) < np.nan_to_num(
+            solution.loss[far], nan=np.inf
+        )
         solution = replaced(solution, far[better], other.take(np.flatnonzero(better)))
     return solution, limits
 
@@ -211,7 +214,10 @@ def _with_less_noise(
     *,
     degradation: Degradation | None = None,
 ) -> tuple[Solution, np.ndarray]:
-    """A rough solution that leaves noise of `std`, made finer with less and less noise assumed."""
+    """A rough solution that leaves noise of `std`, made finer with less and less noise assumed.
+
+    What leaves about as much as was assumed at first is left as it is: no key is read from that.
+    """
     noise = np.full(len(pictures), MUCH_NOISE)
     rough = np.zeros(len(pictures), bool)
     left = np.arange(len(pictures))
@@ -225,7 +231,7 @@ def _with_less_noise(
         lower = np.where(little, np.maximum(std / 3, 2 * ROUNDING_STD), std)
         noise[left] = np.where(settled, noise, lower)[left]
         # A noise that is only a guess will be another at the next look.
-        rough = little & (noise > 2 * ROUNDING_STD) & (look < _LOOKS - 1)
+        rough = little & (noise > 2 * ROUNDING_STD) & (look < _LOOKS - 1) & reader.looks_roughly
         for choose, rows in (
             (reader.rough, left[rough[left]]),
             (reader.inversion, left[~rough[left]]),

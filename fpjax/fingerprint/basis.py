@@ -37,7 +37,8 @@ class Basis:
         are orthonormal.
       std: (K,) float32 natural standard deviations of the coordinates. In the image metric a
         coordinate of 1 changes the image by 1 (root of the summed squares, images in [-1, 1]), so
-        that these are standard deviations in image units.
+        that these are standard deviations in image units; in others it changes LPIPS features, or
+        an observation's residual, by 1.
       num_samples: latents it was fitted on.
       metric: "latent", "image", "lpips" or "observation".
 

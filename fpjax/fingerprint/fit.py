@@ -58,7 +58,8 @@ def fit_basis(
         vary along them for the change they cost; see `image_metric.image_basis`. "lpips" is the
         same with the change measured by LPIPS-VGG16 (needs `fpjax[lpips]`, colour images). An
         `Observation` of one picture is the same with the change of files in units of their noise:
-        the last directions are those in which natural files vary least for what they say.
+        the last directions are those in which natural files vary least for what they say. Both
+        take whole Jacobians, however large latents are.
       num_jacobians: latents that the metric is averaged over; by default `default_num_jacobians`.
       num_probes: random products that the image metric is estimated from, in blocks.
       in_blocks: whether the image metric is taken block by block in a cosine transform, which needs
@@ -80,7 +81,8 @@ def fit_basis(
     ((16, 16), 'image')
     """
     name = metric if isinstance(metric, str) else "observation"
-    if name not in get_args(Metric) or metric == "observation":
+    named = isinstance(metric, str) and metric in get_args(Metric) and metric != "observation"
+    if not named and not callable(getattr(metric, "residual", None)):
         raise InputError(f"metric {metric!r}: choose 'image', 'latent', 'lpips' or an observation")
     key_latents, key_metric = jax.random.split(key)
     if name == "latent":

@@ -24,6 +24,7 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Float
 
+from fpjax.errors import InputError
 from fpjax.fingerprint.basis import Basis, Metric, centre, row_signs
 from fpjax.models.generator import Generator
 from fpjax.models.jacobian import DEFAULT_MEMORY, jacobian_rows, tangent_bytes, tangents_at_once
@@ -71,7 +72,12 @@ def image_metric(
     Returns:
       (D, D) float64, symmetric positive semi-definite, in units of squared image change (images in
       [-1, 1], summed over pixels), of LPIPS, or of squared residual, a squared latent unit.
+
+    Raises:
+      InputError: for LPIPS and an observation at once.
     """
+    if lpips is not None and observation is not None:
+        raise InputError("LPIPS or an observation: a metric is of one of them")
     dimension = generator.latent_size
     point = jax.ShapeDtypeStruct((dimension,), jnp.float32)
     how = jax.device_put((generator, lpips, observation))
@@ -89,8 +95,8 @@ def image_metric(
 def _seen(
     latent: jax.Array, generator: Generator, lpips: Any, observation: Residuals | None
 ) -> jax.Array:
-    """What is compared, (M,): pixels, features whose squared distance is LPIPS, or residuals of
-    the file without its noise."""
+    """What is compared, (M,): pixels, features whose squared distance is LPIPS, or an observation's
+    residual, of a file that has the picture's own pixels."""
     image = generator.decode(generator.params, latent.reshape(1, *generator.latent_shape))
     if lpips is not None:
         from fpjax import perceptual

@@ -95,9 +95,9 @@ class Scheme:
           basis: directions of its latents.
           key_length: bits of a user's key; by default 64, or what the code carries.
           shift: index of the first fingerprint direction.
-          strength: sigma; by default 1, as published. In the image metric a symbol changes the
-            image by `strength` (root of the summed squares), and the default is what gives about
-            40 dB of PSNR between original and fingerprinted.
+          strength: sigma, in the basis's units (`Basis.std`); by default 1, as published, and in
+            the image metric, where a symbol changes the image by `strength`, what gives about 40 dB
+            of PSNR between original and fingerprinted.
           levels: "antipodal" or "binary" (published).
           code: None for a symbol a bit; a `Code`; or a name as `code_named` takes it, such as
             "bch-63-45", which draws the secret mask of a new scheme.

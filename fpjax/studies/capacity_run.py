@@ -21,6 +21,7 @@ import numpy as np
 
 from fpjax.attribution.decision import decide
 from fpjax.errors import InputError
+from fpjax.fingerprint.basis import Basis
 from fpjax.fingerprint.block_basis import BlockBasis
 from fpjax.fingerprint.calibration import Calibration, LinearStart
 from fpjax.fingerprint.codes import Code
@@ -96,7 +97,9 @@ def run_capacity(
     """Measures and predicts shares of images that name their user, and keeps them in a folder.
 
     Args:
-      scheme: calibrated; its generator and basis. Strength, key length and code are the cells'.
+      scheme: calibrated; its generator, basis and first direction (where that is not of the last
+        ones, which serve every length). Strength, key length and code are the cells'. Files are
+        inverted by the solver of whole directions, whatever reads the scheme's own.
       folder: made if it is not there; empty unless `resume` is set.
       settings: images and latents.
       cells: codes, qualities and noises.
@@ -132,6 +135,11 @@ def run_capacity(
         "scheme": scheme.id,
         "settings": dataclasses.asdict(settings),
     }
+    if shift is not None:
+        header["first_direction"] = shift
+    # Strengths and codes are tried on directions one by one.
+    if isinstance(scheme.basis, BlockBasis):
+        scheme = scheme.replace(basis=scheme.basis.dense())
     _check_folder(folder, header, resume)
     started = time.monotonic()
     result: dict[str, Any] = {
@@ -171,9 +179,8 @@ class _Work:
         noises: Sequence[float],
         progress: Progress,
     ):
-        # Strengths and codes are tried on directions one by one.
-        basis = scheme.basis.dense() if isinstance(scheme.basis, BlockBasis) else scheme.basis
-        scheme = scheme.replace(basis=basis)
+        basis = scheme.basis
+        assert isinstance(basis, Basis)
         self.shift = _first_direction(scheme)
         self.scheme, self.folder, self.settings, self.progress = scheme, folder, settings, progress
         key_study, self.key = jax.random.split(jax.random.key(settings.seed))
