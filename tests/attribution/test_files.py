@@ -194,6 +194,48 @@ def test_what_was_done_to_a_picture_is_told(scheme, registry, images, found, mon
         assert verdict.history.startswith("gain 1.10 and noise of 0.0")
 
 
+@pytest.mark.parametrize("cost", [-1.0, 1.0, np.nan])
+def test_other_windows_are_tried_where_the_likeliest_leaves_much(
+    scheme, registry, images, found, monkeypatch, cost
+):
+    read, starts = file_reader.read_files, []
+
+    def invert(problem, targets, solver, **options):
+        solution = read(problem, targets, solver, **options)
+        starts.append((problem, options["starts"], solver))
+        if options["starts"] is None or options["starts"].shape[1] == 1:
+            return solution
+        assert solver.max_steps == 1
+        other = np.full_like(solution.parameters, 0.25)
+        return dataclasses.replace(
+            solution, parameters=other, loss=np.full(len(targets), cost, np.float32)
+        )
+
+    monkeypatch.setattr(file_reader, "read_files", invert)
+    noisy = GaussianNoise(std=0.06)(jax.random.key(0), images[:1])
+    _attribute(scheme, noisy, registry, observation="auto")
+    counts = [0 if given is None else given.shape[1] for _, given, _ in starts]
+    assert counts[:3] == [0, 1, 2]
+    problem, given, solver = starts[3]
+    window = given[0, 0, scheme.num_alpha : problem.num_nuisances]
+    np.testing.assert_array_equal(window, 0.25 if cost < 0 else 0.0)
+    assert solver.max_steps == 1  # a third of what is left is a guess
+    assert starts[-1][2].max_steps == fpjax.LevenbergMarquardt().max_steps
+
+
+def test_somebodys_own_solver_looks_again_as_it_is(scheme, registry, images, found):
+    solver = fpjax.LevenbergMarquardt(max_steps=7)
+    noisy = GaussianNoise(std=0.05)(jax.random.key(0), images)
+    problem = fpjax.Problem(scheme)
+    reader = file_reader.FileReader(scheme, solver, 1 << 30, None, None, 2, brief=True)
+    assert reader.rough(problem) is reader.inversion(problem) is solver
+    assert not reader.looks_roughly
+    ours = dataclasses.replace(reader, solver=None)
+    assert ours.rough(problem).max_steps == 1 and ours.looks_roughly
+    answer = _attribute(scheme, noisy, registry, observation="auto", solver=solver)
+    assert all(verdict.user == "ada" for verdict in answer.verdicts)
+
+
 @pytest.mark.parametrize(("share", "believed"), [(0.1, True), (0.9, False)])
 def test_a_resize_is_believed_where_it_comes_much_nearer(
     scheme, registry, images, found, monkeypatch, share, believed

@@ -10,6 +10,7 @@ import fpjax
 from fpjax.attacks import Jpeg
 from fpjax.errors import InputError
 from fpjax.fingerprint.basis import sample_latents
+from fpjax.fingerprint.fit import default_num_jacobians
 from fpjax.fingerprint.image_metric import image_basis, image_metric, regularised
 from fpjax.fingerprint.scheme import LEFT_OUT_PSNR, Scheme
 from fpjax.io.images import to_uint8
@@ -121,7 +122,7 @@ def test_the_perceptual_metric_predicts_the_lpips_of_a_small_step(tiny_generator
     np.testing.assert_allclose(step @ metric @ step, distance[0], rtol=0.1)
 
 
-def test_the_metric_of_white_noise_is_the_image_metric_in_its_units():
+def test_the_metric_of_white_noise_is_the_image_metric_in_its_units(tmp_path):
     generator = toys.generator()
     latents = 0.05 * sample_latents(generator, jax.random.key(0), 2)  # nothing saturated
     noise = fpjax.Gaussian(0.1)
@@ -129,7 +130,18 @@ def test_the_metric_of_white_noise_is_the_image_metric_in_its_units():
     expected = image_metric(generator, latents) / float(noise.total_std) ** 2
     np.testing.assert_allclose(metric, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
     basis = fpjax.fit_basis(generator, jax.random.key(0), 200, metric=noise, num_jacobians=2)
-    assert basis.metric == "observation" and basis.arrays().keys() >= {"dual"}
+    scheme = Scheme.create(generator, basis, 4, strength=0.5)
+    scheme.save(tmp_path / "scheme.npz")
+    loaded = fpjax.load_scheme(tmp_path / "scheme.npz", generator)
+    assert loaded.basis.metric == "observation"
+    np.testing.assert_array_equal(loaded.basis.dual, basis.dual)
+    with pytest.raises(InputError, match="one of them"):
+        image_metric(generator, latents, observation=noise, lpips={})
+
+
+def test_large_pictures_have_fewer_jacobians_by_default(generator):
+    assert default_num_jacobians(generator.replace(image_shape=(64, 64, 3))) == 256
+    assert default_num_jacobians(generator.replace(image_shape=(64, 65, 3))) == 64
 
 
 def test_the_metric_of_a_jpeg_file_predicts_how_far_its_coefficients_move(tiny_generator):

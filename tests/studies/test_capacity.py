@@ -194,7 +194,8 @@ def test_directions_in_the_middle_are_studied_where_they_are(tmp_path):
     scheme = fpjax.calibrate(scheme, jax.random.key(1), num_start_images=200, num_inverted_images=2)
     settings = dataclasses.replace(SETTINGS, num_images=2, num_latents=1, draws=1)
     cells = [Cell("independent-6", 13.0), Cell("independent-13", 13.0)]
-    found = run(scheme, tmp_path / "study", settings=settings, cells=cells[:1])["cells"][0]
+    whole = run(scheme, tmp_path / "study", settings=settings, cells=cells[:1])
+    found = whole["cells"][0]
     study = Study(
         made,
         {"scheme": blocks.dense()},
@@ -208,6 +209,11 @@ def test_directions_in_the_middle_are_studied_where_they_are(tmp_path):
     assert found["measured"]["exact"] == 1
     with pytest.raises(InputError, match="needs 13 directions from 4 on: the basis has 16"):
         run(scheme, tmp_path / "other", settings=settings, cells=cells)
+    # A folder of the last directions is not gone on with.
+    file = tmp_path / "study" / "capacity.json"
+    file.write_text(json.dumps({k: v for k, v in whole.items() if k != "first_direction"}))
+    with pytest.raises(InputError, match="begun with first_direction None, not 4"):
+        run(scheme, tmp_path / "study", settings=settings, cells=cells[:1], resume=True)
 
 
 def test_the_page_shows_every_plot(whole):
