@@ -82,7 +82,7 @@ def fit_basis(
     """
     name = metric if isinstance(metric, str) else "observation"
     named = isinstance(metric, str) and metric in get_args(Metric) and metric != "observation"
-    if not named and not callable(getattr(metric, "residual", None)):
+    if not named and not isinstance(metric, Residuals):
         raise InputError(f"metric {metric!r}: choose 'image', 'latent', 'lpips' or an observation")
     key_latents, key_metric = jax.random.split(key)
     if name == "latent":

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ REGULARISATION = 1e-6
 a finite length."""
 
 
+@runtime_checkable
 class Residuals(Protocol):
     """What a metric needs of an `Observation`: differences from a file, in units of its noise."""
 
