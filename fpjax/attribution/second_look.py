@@ -19,20 +19,17 @@ from fpjax.attribution.pictures import (
     MUCH_NOISE,
     Picture,
     added_noise,
-    at_size,
     once_jpeg,
     sized,
     with_noise,
 )
 from fpjax.fingerprint.scheme import Scheme
 from fpjax.inversion.degradation import Degradation
-from fpjax.inversion.encoder_reader import EncoderReader
 from fpjax.inversion.observation import ROUNDING_STD, Observation
 from fpjax.inversion.observation_filtered import Filter, Filtered
 from fpjax.inversion.problem import Problem
 from fpjax.inversion.resizes import Resized, made, resized
 from fpjax.inversion.solution import Solution
-from fpjax.inversion.window_starts import window_starts
 from fpjax.io.images import from_uint8
 
 _ROUNDING = 0.0035
@@ -61,11 +58,6 @@ to 2.4."""
 
 _MUCH_NEARER = 0.5
 """Share of the residual of the rough look up to which a resize that was tried is believed."""
-
-_NEAR = 0.045
-"""Residual of the rough look from the likeliest window, above which other windows are tried. Own
-files that were blurred, moved, cropped or brightened left 0.02 to 0.045 from the right window, and
-0.04 and more from others; of noisier files all are tried."""
 
 
 def second_look(reader: FileReader, pictures: list[Picture], rows: np.ndarray) -> Readings:
@@ -106,7 +98,9 @@ def _degraded(reader: FileReader, pictures: list[Picture], rows: np.ndarray) -> 
     left, from much to little."""
     shape = reader.scheme.generator.image_shape
     plain = [functools.partial(_noisy, picture, shape, filter=None) for picture in pictures]
-    rough, limits = _rough_look(reader, pictures, [observe(MUCH_NOISE) for observe in plain])
+    rough, limits = reader.invert(
+        [observe(MUCH_NOISE) for observe in plain], pictures, reader.rough, degradation=DEGRADATION
+    )
     std = _noise_left(rough, pictures)
     resizes = _resizes(reader.scheme, rough, pictures)
     parts, done = [], np.zeros(len(pictures), bool)
@@ -128,35 +122,6 @@ def _degraded(reader: FileReader, pictures: list[Picture], rows: np.ndarray) -> 
         words = [DEGRADATION.words(values) for values in solution.parameters]
         parts.append(_told(chosen, rows[left], solution, limits, words))
     return Readings.together(parts)
-
-
-def _rough_look(
-    reader: FileReader, pictures: list[Picture], observations: list[Observation]
-) -> tuple[Solution, np.ndarray]:
-    """A look at degraded pictures that assumes much noise: from the likeliest window, and from
-    others where that leaves much."""
-    problem = Problem(reader.scheme, degradation=DEGRADATION)
-    if isinstance(reader.solver, EncoderReader) or reader.solver is None:
-        shape = reader.scheme.generator.image_shape
-        images = np.stack([at_size(picture.pixels, shape) for picture in pictures])
-        starts = window_starts(problem, images)
-    else:  # somebody's own solver starts where it wants to
-        return reader.invert(observations, pictures, reader.rough, degradation=DEGRADATION)
-    solution, limits = reader.invert(
-        observations, pictures, reader.rough, starts=starts[:, :1], degradation=DEGRADATION
-    )
-    far = np.flatnonzero(~(solution.residual <= _NEAR))
-    if len(far):
-        other, _ = reader.invert(
-            [observations[i] for i in far], [pictures[i] for i in far], reader.rough,
-            starts=starts[far, 1:], degradation=DEGRADATION,
-        )  # fmt: skip
-        # Of one problem: the lower cost explains more. Costs that are no numbers explain nothing.
-        better = np.nan_to_num(other.loss, nan=np.inf) < np.nan_to_num(
-            solution.loss[far], nan=np.inf
-        )
-        solution = replaced(solution, far[better], other.take(np.flatnonzero(better)))
-    return solution, limits
 
 
 def _noisy(
