@@ -9,9 +9,9 @@ natural latents and the Jacobians that predictions are made from.
 
 The second compares metrics for files that are compressed: principal components, the image metric,
 the change of JPEG files in units of their own quantisation noise, at each quality, and, where it is
-asked for, LPIPS (with `fpjax[lpips]`; half an hour, as its Jacobians go through VGG). Predictions
-are from the Jacobian at the latent that made each of 24 files, a bound; the first of them are
-inverted as well. Every row is printed and written when it is known.
+asked for, LPIPS (with `fpjax[lpips]`; slow, as its Jacobians go through VGG). Predictions are from
+the Jacobian at the latent that made each of 24 files, a bound; the first of them are inverted as
+well. Every row is printed and written when it is known.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from fpjax.studies.designs import Design
 GENERATOR = "avatars-stylegan2"
 SAMPLES = 10_000
 NOISES = {46.0: 0.0, 40.0: 0.02, 34.0: 0.05, 31.0: 0.1}
-"""By PSNR, the noise at which a few percent of the bits are wrong."""
+"""By PSNR, a noise at which the number of Jacobians shows."""
 
 
 def numbers_of_jacobians(counts: list[int], seeds: int) -> Iterator[dict]:

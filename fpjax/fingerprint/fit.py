@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast, get_args
+from typing import Any
 
 import jax
 from jaxtyping import PRNGKeyArray
@@ -80,9 +80,11 @@ def fit_basis(
     >>> basis.directions.shape, basis.metric
     ((16, 16), 'image')
     """
-    name = metric if isinstance(metric, str) else "observation"
-    named = isinstance(metric, str) and metric in get_args(Metric) and metric != "observation"
-    if not named and not isinstance(metric, Residuals):
+    if isinstance(metric, Residuals):
+        name: Metric = "observation"
+    elif metric in ("image", "latent", "lpips"):
+        name = metric
+    else:
         raise InputError(f"metric {metric!r}: choose 'image', 'latent', 'lpips' or an observation")
     key_latents, key_metric = jax.random.split(key)
     if name == "latent":
@@ -110,7 +112,7 @@ def fit_basis(
         from fpjax import perceptual
 
         options["lpips"] = perceptual.load_lpips("vgg")
-    elif not isinstance(metric, str):
+    elif isinstance(metric, Residuals):
         options["observation"] = metric
     gram = image_metric(generator, at, progress=progress, **options)
-    return image_basis(latents, gram, cast(Metric, name))
+    return image_basis(latents, gram, name)

@@ -147,7 +147,7 @@ def run_capacity(
     }  # fmt: skip
     write_json(folder / RESULT, result)
     noises = sorted({0.0, *(cell.noise for cell in cells)})
-    work = _Work(scheme, folder, settings, noises, progress)
+    work = _Work(scheme, shift, folder, settings, noises, progress)
     for i, cell in enumerate(cells):
         try:
             values = work.judge(cell, users, rates, simulated)
@@ -174,6 +174,7 @@ class _Work:
     def __init__(
         self,
         scheme: Scheme,
+        shift: int | None,
         folder: Path,
         settings: Settings,
         noises: Sequence[float],
@@ -181,7 +182,7 @@ class _Work:
     ):
         basis = scheme.basis
         assert isinstance(basis, Basis)
-        self.shift = _first_direction(scheme)
+        self.shift = shift
         self.scheme, self.folder, self.settings, self.progress = scheme, folder, settings, progress
         key_study, self.key = jax.random.split(jax.random.key(settings.seed))
         grams = stored_grams(

@@ -202,6 +202,7 @@ def test_looks_are_rough_while_the_noise_is_a_guess(scheme, registry, images, fo
     # A brief reading; much noise; a third of what that leaves; what that leaves.
     assert [steps for _, steps in seen] == [2, 1, 1, most]
     stds = [std for std, _ in seen]
+    # Rounded to three digits above: three times half a thousandth, and half a one.
     assert stds[:2] == [0.0, 0.3] and stds[3] == pytest.approx(3 * stds[2], abs=0.002)
 
 

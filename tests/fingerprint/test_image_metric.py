@@ -152,6 +152,7 @@ def test_the_metric_of_a_jpeg_file_predicts_how_far_its_coefficients_move(tiny_g
     metric = image_metric(tiny_generator, latent, observation=seen)
     step = 1e-3 * np.random.default_rng(0).standard_normal(16).astype(np.float32)
     before, after = (seen.residual(decode(x)[0], picture) for x in (latent, latent + step))
+    # The third-order term of so small a step, and float32 of large coefficients.
     np.testing.assert_allclose(step @ metric @ step, np.sum((after - before) ** 2), rtol=0.02)
 
 
