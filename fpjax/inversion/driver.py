@@ -59,8 +59,9 @@ def invert(
       solver: `LevenbergMarquardt()`, `MatrixFree()` (the default for a basis in blocks), `Adam()`,
         or any other `Solver`.
       starts: (S, K) unknowns to start every image from, or (B, S, K); the parameters of a
-        degradation may be left out, and start at 0. By default the solver's own: the start that
-        calibration fitted, what the encoder reads, or a Latin hypercube for Adam.
+        degradation may be left out, and start at 0. One that repeats another of its image costs
+        nothing. By default the solver's own: the start that calibration fitted, what the encoder
+        reads, or a Latin hypercube for Adam.
       memory: bytes that a chunk of lanes may take on a device; sets how many run at once.
       mesh: devices to spread the images over, along all its axes; by default one device.
       progress: called with (images finished, images in all).
@@ -227,9 +228,10 @@ def _init(solver: Solver, placed: Placed, chunk: int, problem: Problem, wave: Wa
             # Images that only fill the wave begin nothing.
             states, _ = jax.eval_shape(begin, starts, target)
             nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), states), status
-            return jax.lax.cond(
-                jnp.all(status == RUNNING), lambda: begin(starts, target), lambda: nothing
+            states, ended = jax.lax.cond(
+                jnp.any(status == RUNNING), lambda: begin(starts, target), lambda: nothing
             )
+            return states, jnp.where(status == RUNNING, ended, status)
 
         per_image, status = (jnp.swapaxes(wave[name], 0, 1) for name in ("state", "status"))
         most = min(chunk, len(per_image))
@@ -267,13 +269,23 @@ def _bound(problem: Problem, target: Any) -> tuple[Problem, Array]:
 
 
 def _begin(solver, placed: Placed, chunk: int, problem, targets, starts, real) -> Wave:
-    status = np.where(real, np.int32(RUNNING), np.int32(Status.SUPERSEDED))
+    needed = real & ~_repeated(starts).T
+    status = np.where(needed, np.int32(RUNNING), np.int32(Status.SUPERSEDED))
     wave = Wave(
         state=placed.put_lanes(np.ascontiguousarray(starts.swapaxes(0, 1))),
-        status=placed.put_lanes(np.tile(status, (starts.shape[1], 1))),
+        status=placed.put_lanes(status),
         targets=jax.tree.map(placed.put_images, targets),
     )
     return _init(solver, placed, chunk, problem, wave)
+
+
+def _repeated(starts: np.ndarray) -> np.ndarray:
+    """Which of the starts (B, S, K) an earlier one of the same image repeats: (B, S)."""
+    found = np.zeros(starts.shape[:2], bool)
+    for later in range(1, starts.shape[1]):
+        same = starts[:, :later] == starts[:, later : later + 1]
+        found[:, later] = same.all(axis=2).any(axis=1)
+    return found
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(5,))

@@ -37,6 +37,9 @@ _TAKEN_NEARER = ((12, 8), (2, 40))
 how many forward passes each."""
 _NOISE = 0.05
 """That is assumed while windows are compared."""
+_RIVAL = 1.4
+"""Error up to which a window is a start, in units of the least. Where a window was taken or none
+was, the others had 1.3 to 2.1 times the right one's error, next to blurs 1.05 to 2.1 times."""
 _DECODED = 64
 """Windows that are decoded at once."""
 
@@ -122,6 +125,8 @@ def window_starts(
 ) -> Float[np.ndarray, "batch starts unknowns"]:
     """Starts (B, S, K) of files of which a window may have been taken, the likeliest first.
 
+    Where fewer than S are likely, the first is repeated.
+
     Args:
       problem: one whose degradation has a window.
       images: (B, H, W, C) in [-1, 1].
@@ -158,7 +163,10 @@ def window_starts(
             if plain.average_rows is not None:  # encoders' and old calibrations have none
                 given = jax.device_put((read, back, window, image))
                 read, errors = map(np.asarray, jax.device_get(_nearer(plain, *given, steps)))
-        order = np.argsort(np.nan_to_num(errors, nan=np.inf), kind="stable")[:num_starts]
+        errors = np.nan_to_num(errors, nan=np.inf)
+        order = np.argsort(errors, kind="stable")[:num_starts]
+        # A start that repeats the first costs nothing.
+        order = np.where(errors[order] <= _RIVAL**2 * errors[order[0]], order, order[0])
         read, window = read[order], window[order]
         starts[row][:, :free] = read[:, :free]
         starts[row][:, problem.num_nuisances :] = read[:, free:]

@@ -54,13 +54,30 @@ def test_images_are_yielded_as_they_are_finished_each_once(scheme, images, keys,
 
 
 def test_a_start_made_needless_has_its_own_status_and_never_wins(scheme, images, keys):
-    """The second start is the first again: it must stop without a step, whatever its cost."""
+    """The second start is next to the first: it must stop without a step, whatever its cost."""
     starts = np.repeat(toys.starts(scheme), 2, axis=0)
+    starts[1] += 1e-3
     found = fpjax.invert(Problem(scheme), images, starts=starts)
     once = fpjax.invert(Problem(scheme), images, starts=starts[:1])
     np.testing.assert_array_equal(found.keys, keys)
     np.testing.assert_array_equal(found.steps, once.steps)
     assert (found.status == Status.SOLVED).all()
+
+
+def test_a_start_that_repeats_another_costs_nothing(scheme, images, monkeypatch):
+    """Of files that nothing explains, of which every other start is followed to its end."""
+    foreign = np.random.default_rng(0).integers(0, 256, images[:3].shape).astype(np.uint8)
+    rounds, advance = [], driver._round
+    monkeypatch.setattr(driver, "_round", lambda *of: rounds.append(of) or advance(*of))
+    once = toys.starts(scheme)
+    other = once + 1
+    counts = []
+    for starts in ([once, other], [once, once, other, other, once], [once, other, other + 1]):
+        rounds.clear()
+        found = fpjax.invert(Problem(scheme), foreign, starts=np.concatenate(starts))
+        counts.append(len(rounds))
+    assert counts[0] == counts[1] < counts[2]
+    assert not (found.status == Status.SOLVED).any()
 
 
 def test_a_bad_first_start_is_rescued_by_the_second(scheme, images, keys):
