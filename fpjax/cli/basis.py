@@ -15,7 +15,7 @@ from fpjax.cli import common
 
 
 def add_basis_flags(parser: common.Parser) -> None:
-    """`--metric`, `--num_samples` and `--num_jacobians`."""
+    """`--metric`, `--num_samples`, `--num_jacobians` and `--num_probes`."""
     parser.flags.add_argument(
         "--metric",
         choices=("image", "latent"),
@@ -36,6 +36,15 @@ def add_basis_flags(parser: common.Parser) -> None:
         type=common.whole(1),
         help="Latents that the image metric is averaged over: the more, the fewer bits are wrong. "
         "Default: 256, and 64 for pictures of more than 64 x 64 pixels.",
+    )
+    parser.flags.add_argument(
+        "--num_probes",
+        metavar="N",
+        type=common.whole(1),
+        default=512,
+        help="Random products with the Jacobian that the image metric is estimated from where "
+        "latents have thousands of values, at least 4 for each of their channels. "
+        "Default: %(default)s.",
     )
 
 
@@ -77,6 +86,7 @@ def main(args: argparse.Namespace) -> int:
             args.num_samples,
             metric=args.metric,
             num_jacobians=args.num_jacobians,
+            num_probes=args.num_probes,
             progress=progress.stage("averaging the image metric"),
         )
     share = np.cumsum(basis.std.astype(np.float64) ** 2)

@@ -162,6 +162,7 @@ def main(args: argparse.Namespace) -> int:
                 args.num_samples,
                 metric=args.metric,
                 num_jacobians=args.num_jacobians,
+                num_probes=args.num_probes,
                 progress=progress.stage("averaging the image metric"),
             )
             scheme = Scheme.create(

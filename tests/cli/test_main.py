@@ -213,6 +213,18 @@ def test_basis_shows_the_spectrum_and_writes_it(metric, tmp_path, capsys):
     np.testing.assert_allclose(product, np.eye(10), atol=1e-4)  # float32
 
 
+def test_directions_are_fitted_as_flags_say(monkeypatch, capsys):
+    from fpjax.fingerprint import fit
+
+    def fitted(generator, key, num_samples, **options):
+        raise FpjaxError(f"asked for {num_samples}, {options['num_probes']}")
+
+    monkeypatch.setattr(fit, "fit_basis", fitted)
+    flags = ["--num_samples=100", "--num_probes=40"]
+    assert run(["basis", f"--generator={OWN}:make", *flags]) == 1
+    assert "asked for 100, 40" in capsys.readouterr().err
+
+
 def test_the_console_scripts_are_installed_with_the_bundled_model(tmp_path):
     """From another folder, so that the installed package answers and not the checkout."""
     scripts = Path(sys.executable).parent
