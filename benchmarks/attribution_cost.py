@@ -146,6 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, choices=(32, 256), default=32)
     parser.add_argument("--num_images", type=int, default=16)
+    parser.add_argument("--scheme", default="avatars-stylegan2", help="for 32 pixels")
     parser.add_argument("--rounds", type=int, default=2, help="turns of all three")
     parser.add_argument("--published_steps", type=int, default=20, help="measured in a turn")
     parser.add_argument("--variant_steps", type=int, default=2000, help="at most")
@@ -153,7 +154,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     if args.size == 32:
-        scheme = fpjax.load_scheme("avatars-stylegan2")
+        scheme = fpjax.load_scheme(args.scheme)
     else:
         scheme = large_scheme(random_generator(args.size, MODULATION), FITTED)
     keys = fpjax.sample_keys(jax.random.key(2), args.num_images, scheme.key_length)

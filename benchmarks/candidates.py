@@ -31,10 +31,11 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=0.1)
     parser.add_argument("--users", type=float, default=1e6)
     parser.add_argument("--strength", type=float, default=None)
+    parser.add_argument("--scheme", default="avatars-stylegan2")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--json", default=None)
     args = parser.parse_args()
-    scheme = fpjax.load_scheme("avatars-stylegan2")
+    scheme = fpjax.load_scheme(args.scheme)
     if args.strength is not None:
         scheme = scheme.replace(strength=args.strength)
     source = fpjax.DerivedKeys(args.seed.to_bytes(32, "little"), int(args.users), scheme.key_length)

@@ -146,12 +146,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num", type=int, default=4, help="pictures of each kind")
     parser.add_argument("--users", type=int, default=1000)
+    parser.add_argument("--scheme", default="avatars-stylegan2")
     parser.add_argument(
         "--only", default="", help="rows whose names have one of these words, between commas"
     )
     parser.add_argument("--json", default=None)
     args = parser.parse_args()
-    scheme = fpjax.load_scheme("avatars-stylegan2")
+    scheme = fpjax.load_scheme(args.scheme)
     keys = fpjax.sample_keys(jax.random.key(1), args.users, scheme.key_length)
     names = [str(user) for user in range(args.users)]
     rows, first = [], None

@@ -2,7 +2,8 @@
 and reader.
 
     python benchmarks/first_stage_keys.py --decoder taef2_decoder.pth --encoder taef2_encoder.pth \\
-        --portraits portraits_256x128.npz --json FILE [--side 64] [--inverted 8]
+        --portraits portraits_256x128.npz --json FILE [--side 64] [--inverted 8] \\
+        [--places "image, last" "pca, middle"]
 
 The portraits are scaled to SIDE pixels. Directions are fitted on latents of crops of the first 192;
 the last 64 are what users publish: encoded, given a key, decoded, rounded to 8 bits, and looked up
@@ -96,6 +97,7 @@ def main() -> None:
     parser.add_argument("--psnr", type=float, nargs="*", default=[34.0])
     parser.add_argument("--inverted", type=int, default=2, help="files that are inverted too")
     parser.add_argument("--probes", type=int, default=128)
+    parser.add_argument("--places", nargs="*", help="of these directions alone")
     args = parser.parse_args()
     out = Path(args.json)
     rows = json.loads(out.read_text())["rows"] if out.exists() else {}
@@ -150,7 +152,10 @@ def main() -> None:
         "pca, last": ("pca", size - LENGTH),
         "pca, middle": ("pca", size // 2),
     }
-    for place, (name, shift) in places.items():
+    if unknown := set(args.places or ()) - set(places):
+        raise SystemExit(f"no such places: {', '.join(unknown)}; choose of {', '.join(places)}")
+    for place in args.places or places:
+        name, shift = places[place]
         basis = bases[name]
         for psnr in args.psnr:
             label = f"{place}, {psnr:g} dB"

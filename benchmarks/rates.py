@@ -168,8 +168,9 @@ def main() -> None:
     parser.add_argument("--decodings", type=int, default=100)
     parser.add_argument("--keys", type=float, default=1e6)
     parser.add_argument("--portraits", default=None)
+    parser.add_argument("--scheme", default="avatars-stylegan2")
     args = parser.parse_args()
-    scheme = fpjax.load_scheme("avatars-stylegan2")
+    scheme = fpjax.load_scheme(args.scheme)
     args.out.mkdir(parents=True, exist_ok=True)
     settings = {"scheme": scheme.id, "portraits": bool(args.portraits), "keys": args.keys}
     state = args.out / "settings.json"
