@@ -73,12 +73,14 @@ Made with
 
     python -m fpjax.training.train --out runs/avatars
     python -m fpjax.training.release --run runs/avatars --out {name}
-    fpjax scheme create --metric image --num_jacobians 64 --strength 0.07 --out {name}/scheme
+    fpjax scheme create --metric image --num_jacobians 512 --strength 0.055 --out {name}/scheme
 
 The scheme `{name}/robust` is the same at strength 0.3, for files that are recompressed: `scheme-robust/CARD.md`.
 
-The scheme `{name}/pca` is that of the first version: the last 64 of 512 principal
-components, strength 0.35, levels -1 and 1. It stays readable, as do registries and files made with it.
+Schemes of before stay readable, as do registries and files made with them: `{name}/pca`
+is that of the first version, the last 64 of 512 principal components, strength 0.35, levels -1 and 1;
+`{name}/jacobians-64` and `{name}/robust-jacobians-64` are of the image
+metric of 64 Jacobians, strengths 0.07 and 0.3.
 
 The shipped run was interrupted, killed and resumed several times, as the recipe allows; its first
 16,000 images were seen with R1 gamma 0.02, before gamma was raised.

@@ -51,7 +51,7 @@ def test_keys_of_the_default_scheme_cost_little(scheme):
 
 def test_a_stronger_scheme_is_bundled_for_recompressed_files(scheme):
     robust = fpjax.load_scheme(f"{NAME}/robust")
-    assert (robust.key_length, robust.shift) == (64, scheme.shift)
+    assert (robust.key_length, robust.shift) == (64, len(robust.basis) - 64)
     assert robust.strength > 4 * scheme.strength
     assert robust.calibration.own_noise_ratio < 1.1
     card = (zoo.scheme_path(f"{NAME}/robust") / "CARD.md").read_text()
@@ -64,6 +64,19 @@ def test_the_first_versions_scheme_stays_readable_under_its_name():
     assert (scheme.key_length, scheme.shift, len(scheme.basis)) == (64, 448, 512)
     assert scheme.id == "4d7dfe804b19374834f0c9502244ec9041f8094a5faee3c40df6258023160b6c"
     assert scheme.calibration.start.weight.shape == (3072, 512)
+
+
+@pytest.mark.parametrize(
+    ("variant", "strength", "identity"),
+    [
+        ("jacobians-64", 0.07, "5ac947caa79e3b28951789e687e3d33eb4733fd69b5fa09db32380928b2ba675"),
+    ],
+)
+def test_schemes_of_before_stay_readable_under_their_names(variant, strength, identity):
+    scheme = fpjax.load_scheme(f"{NAME}/{variant}")
+    assert scheme.id == identity
+    assert scheme.strength == np.float32(strength) and len(scheme.basis) == 414
+    assert scheme.calibration.start.weight.shape == (3072, 414)
 
 
 def test_the_weights_were_made_by_the_recipe_in_the_project(scheme):
