@@ -1,6 +1,7 @@
 """What it costs to read a key: the published protocol in PyTorch, its best simple variant, fpjax.
 
-    python benchmarks/attribution_cost.py [--num_images 16] [--rounds 2] [--json cost.json]
+    python benchmarks/attribution_cost.py [--num_images 16] [--rounds 2] [--scheme NAME] \\
+        [--json FILE]
     python benchmarks/attribution_cost.py --size 256 --num_images 1 --rounds 1 --variant_steps 20
 
 The same weights and the same 8-bit files for all, in turns:
@@ -146,7 +147,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, choices=(32, 256), default=32)
     parser.add_argument("--num_images", type=int, default=16)
-    parser.add_argument("--scheme", default="avatars-stylegan2", help="for 32 pixels")
+    parser.add_argument("--scheme", help="for 32 pixels; the default one by default")
     parser.add_argument("--rounds", type=int, default=2, help="turns of all three")
     parser.add_argument("--published_steps", type=int, default=20, help="measured in a turn")
     parser.add_argument("--variant_steps", type=int, default=2000, help="at most")
@@ -154,7 +155,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     if args.size == 32:
-        scheme = fpjax.load_scheme(args.scheme)
+        scheme = fpjax.load_scheme(args.scheme or "avatars-stylegan2")
+    elif args.scheme:
+        parser.error("--scheme is for 32 pixels: larger generators have schemes of their own")
     else:
         scheme = large_scheme(random_generator(args.size, MODULATION), FITTED)
     keys = fpjax.sample_keys(jax.random.key(2), args.num_images, scheme.key_length)
@@ -185,6 +188,7 @@ def main() -> None:
         print(json.dumps(row), flush=True)
         report = {
             "size": args.size,
+            "scheme": scheme.id,
             "images": len(keys),
             "processor": platform.processor() or platform.machine(),
             "threads": torch.get_num_threads(),

@@ -1,7 +1,8 @@
 """Candidate keys in one inversion, on the bundled generator: their cost, and whom it ranks first.
 
     python benchmarks/candidates.py [--candidates 10,100,1000] [--images 2] [--noise 0.1]
-                                    [--users 1e6] [--strength SIGMA] [--json FILE]
+                                    [--users 1e6] [--strength SIGMA] [--scheme NAME]
+                                    [--json FILE]
 
 Images carry keys of a registry of derived keys, and noise. `search_soft` gives the candidates that
 the linearised score ranks first among all users; `invert_candidates` ranks them again by exact

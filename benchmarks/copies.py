@@ -1,10 +1,11 @@
 """What becomes of the key in pictures of issued copies, and what attackers can do about it.
 
-    python benchmarks/copies.py [--num 4] [--users 1000] [--only WORDS] [--json FILE]
+    python benchmarks/copies.py [--num 4] [--users 1000] [--scheme NAME] \\
+        [--only WORDS] [--json FILE]
 
-On the bundled generator and scheme, with random keys. A row is how pictures were made; its columns
-say how many were attributed to their user (or to one of the colluders), to nobody, and to an
-innocent user, at a false-positive rate of 1e-6, and the share of key bits read right.
+On the bundled generator and one of its schemes, with random keys. A row is how pictures were made;
+its columns say how many were attributed to their user (or to one of the colluders), to nobody, and
+to an innocent user, at a false-positive rate of 1e-6, and the share of key bits read right.
 
 Rows "holder of the scheme" know the scheme and one picture of the victim, and no registry. In rows
 "secret rotation" the scheme's directions are turned by one, and the attacker has the directions as
@@ -167,6 +168,7 @@ def main() -> None:
         error = np.mean((case.images.astype(np.float64) - first) ** 2)
         rows.append(
             {
+                "scheme": scheme.id,
                 "pictures": case.name,
                 "attributed": sum(name in right for name in named),
                 "nobody": sum(name is None for name in named),

@@ -84,7 +84,12 @@ def main() -> None:
     parser.add_argument("--key_length", type=int, default=64)
     parser.add_argument("--json")
     args = parser.parse_args()
+    out = Path(args.json) if args.json else None
     rows: dict[str, dict] = {}
+    if out and out.exists():
+        kept = json.loads(out.read_text())
+        if kept["arguments"]["side"] == args.side:
+            rows = kept["rows"]
 
     def timed(name: str, call: Callable, times: int = 1):
         clock, processor = time.perf_counter(), time.process_time()
@@ -95,21 +100,22 @@ def main() -> None:
             "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         }
         print(name, {key: round(value, 2) for key, value in rows[name].items()}, flush=True)
-        if args.json:
-            with atomic_write(Path(args.json), "w") as file:
+        if out:
+            with atomic_write(out, "w") as file:
                 json.dump({"arguments": vars(args), "rows": rows}, file, indent=2)
         return result
 
-    folder = Path(args.folder)
+    folder = Path(args.folder) / str(args.side)
     if not (folder / "published").exists():
         # In a process of its own, so that its memory is not counted here.
         maker = multiprocessing.get_context("spawn").Process(
-            target=make_pipeline, args=(folder / "published", args.side)
+            target=make_pipeline, args=(folder / "unfinished", args.side)
         )
         maker.start()
         maker.join()
         if maker.exitcode:
             raise SystemExit("no pipeline was made")
+        (folder / "unfinished").rename(folder / "published")
     if not (folder / "converted").exists():
         timed("fpjax-convert", lambda: convert(folder / "published", folder / "converted"))
     generator = timed("load", lambda: fpjax.load_generator(folder / "converted"))

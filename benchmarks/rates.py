@@ -1,6 +1,7 @@
 """The exact rates on real decodings: how often random keys reach p <= 10^-k on images without them.
 
-    python benchmarks/rates.py --out FOLDER [--decodings 100] [--keys 1e6] [--portraits FILE.npz]
+    python benchmarks/rates.py --out FOLDER [--decodings 100] [--keys 1e6] \\
+        [--portraits FILE.npz] [--scheme NAME]
 
 Images in equal parts: of the bundled generator without a key; with random other keys; drawings that
 it was not trained on, and those that come with the package; portraits, where --portraits names an
@@ -67,7 +68,7 @@ def picture(scheme, portraits: str | None, number: int) -> tuple[str, np.ndarray
         keys = fpjax.sample_keys(jax.random.fold_in(key, 1), 1, scheme.key_length)
         image = fpjax.generate(scheme, key, keys).images[0]
     elif plain == "drawings":
-        foreign = zoo.foreign_image_paths("avatars-stylegan2")
+        foreign = zoo.foreign_image_paths(generator.name)
         if place < len(foreign):
             image = load_image(foreign[place])
         else:

@@ -75,6 +75,7 @@ def test_the_wheel_holds_types_pages_and_models():
         "fpjax/cli/templates/demo.html",
         "fpjax/zoo/models/avatars-stylegan2/params.safetensors",
         "fpjax/zoo/models/avatars-stylegan2/scheme/scheme.json",
+        "fpjax/zoo/models/avatars-stylegan2/scheme-jacobians-64/scheme.safetensors",
     ):
         assert name in names
 

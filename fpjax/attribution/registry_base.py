@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from fpjax import zoo
 from fpjax.attribution.registry_file import connect, create_private, storage_errors
 from fpjax.attribution.registry_names import RegistryError, look
 
@@ -64,9 +65,11 @@ class RegistryFile:
 
     def _check_scheme(self, scheme_id: str | None) -> None:
         if scheme_id is not None and self.scheme_id != scheme_id:
+            bundled = zoo.scheme_of(self.scheme_id)
+            advice = f"; it is the bundled scheme {bundled}" if bundled else ""
             raise RegistryError(
                 f"{self.path} belongs to the scheme {self.scheme_id!r}, not to {scheme_id!r}: "
-                "its keys would be read in the wrong directions"
+                f"its keys would be read in the wrong directions{advice}"
             )
 
     def _check_new(self, connection: sqlite3.Connection, table: str, user: str) -> None:

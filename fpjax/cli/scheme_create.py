@@ -300,7 +300,8 @@ class _Draft:
             begun = json.loads((self.folder / "flags.json").read_text("utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise common.CommandError(f"{self.folder}: damaged; remove it") from error
-        begun = begun if isinstance(begun, dict) else {}
+        # Flags that there were not yet had their defaults.
+        begun = {"num_probes": 512} | begun if isinstance(begun, dict) else {}
         for name, value in self._flags.items():
             if begun.get(name) != value:
                 raise common.CommandError(

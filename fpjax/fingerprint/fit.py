@@ -11,7 +11,7 @@ from jaxtyping import PRNGKeyArray
 from fpjax.errors import InputError
 from fpjax.fingerprint.basis import Basis, Metric, pca, sample_latents
 from fpjax.fingerprint.block_basis import BlockBasis
-from fpjax.fingerprint.grid_metric import NUM_PROBES, grid_basis, grid_metric
+from fpjax.fingerprint.grid_metric import NUM_PROBES, check_probes, grid_basis, grid_metric
 from fpjax.fingerprint.image_metric import Residuals, image_basis, image_metric
 from fpjax.models.generator import Generator
 
@@ -97,6 +97,8 @@ def fit_basis(
             f"latents of shape {generator.latent_shape}, metric {name!r}: blocks need (H, W, C) "
             "and the image metric"
         )
+    if in_blocks:
+        check_probes(generator, num_probes)  # before latents are drawn, which may take hours
     latents = sample_latents(generator, key_latents, num_samples)
     if num_jacobians is None:
         num_jacobians = default_num_jacobians(generator)

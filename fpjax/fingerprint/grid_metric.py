@@ -38,6 +38,15 @@ tell from nothing gets a finite length."""
 _PROBES_AT_ONCE = 8
 
 
+def check_probes(generator: Generator, num_probes: int) -> None:
+    """Raises InputError for fewer probes than blocks of a generator's latents can be told from."""
+    least = 4 * check_grid(generator.latent_shape)[2]
+    if num_probes < least:
+        raise InputError(
+            f"{num_probes} probes for blocks of {least // 4} channels: take at least {least}"
+        )
+
+
 def grid_metric(
     generator: Generator,
     latents: Float[np.ndarray, "num size"],
@@ -62,12 +71,9 @@ def grid_metric(
     Raises:
       InputError: for other latents, or fewer probes than 4 C.
     """
+    check_probes(generator, num_probes)
     grid = check_grid(generator.latent_shape)
     channels = grid[2]
-    if num_probes < 4 * channels:
-        raise InputError(
-            f"{num_probes} probes for blocks of {channels} channels: take at least {4 * channels}"
-        )
     count = grid[0] * grid[1]
     answered = np.zeros((count, channels, channels))
     asked = np.zeros((count, channels, channels))

@@ -59,8 +59,8 @@ def invert(
       solver: `LevenbergMarquardt()`, `MatrixFree()` (the default for a basis in blocks), `Adam()`,
         or any other `Solver`.
       starts: (S, K) unknowns to start every image from, or (B, S, K); the parameters of a
-        degradation may be left out, and start at 0. One that repeats another of its image costs
-        nothing. By default the solver's own: the start that calibration fitted, what the encoder
+        degradation may be left out, and start at 0. One that repeats another of its image takes no
+        steps. By default the solver's own: the start that calibration fitted, what the encoder
         reads, or a Latin hypercube for Adam.
       memory: bytes that a chunk of lanes may take on a device; sets how many run at once.
       mesh: devices to spread the images over, along all its axes; by default one device.

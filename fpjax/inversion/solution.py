@@ -26,7 +26,7 @@ class Status(enum.IntEnum):
     NOT_FINITE = 3
     """The image or the generator gave values that are not finite."""
     SUPERSEDED = 4
-    """Another start of the same image was solved first; this one stopped."""
+    """Another start of the same image was solved first, or is the same; this one stopped."""
     UNEXPLAINED = 5
     """So far from the noise after its first steps that nothing here explains the image."""
 

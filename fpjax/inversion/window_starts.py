@@ -165,7 +165,7 @@ def window_starts(
                 read, errors = map(np.asarray, jax.device_get(_nearer(plain, *given, steps)))
         errors = np.nan_to_num(errors, nan=np.inf)
         order = np.argsort(errors, kind="stable")[:num_starts]
-        # A start that repeats the first costs nothing.
+        # A start that repeats the first takes no steps.
         order = np.where(errors[order] <= _RIVAL**2 * errors[order[0]], order, order[0])
         read, window = read[order], window[order]
         starts[row][:, :free] = read[:, :free]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from fpjax.errors import InputError
@@ -46,6 +47,19 @@ def scheme_path(name: str) -> Path:
         raise InputError(f"{name!r} is no bundled scheme; choose {', '.join(scheme_names())}")
     model, _, variant = name.partition("/")
     return _MODELS / model / (f"scheme-{variant}" if variant else "scheme")
+
+
+def scheme_of(scheme_id: str) -> str | None:
+    """Name of the ready-made scheme with this id, or None.
+
+    >>> scheme_of("4d7dfe804b19374834f0c9502244ec9041f8094a5faee3c40df6258023160b6c")
+    'avatars-stylegan2/pca'
+    """
+    for name in scheme_names():
+        header = json.loads(scheme_path(name).joinpath("scheme.json").read_text("utf-8"))
+        if header["scheme_id"] == scheme_id:
+            return name
+    return None
 
 
 def foreign_image_paths(name: str) -> list[Path]:

@@ -8,6 +8,7 @@ import pytest
 from fpjax.attribution.derived_registry import DerivedRegistry, open_registry
 from fpjax.attribution.registry import Registry, RegistryError, UnknownUserError
 from fpjax.fingerprint.derived import DerivedKeys, SecretError, create_secret
+from fpjax.fingerprint.scheme import load_scheme
 from tests.attribution.registries import mode
 
 SECRET = bytes(range(32))
@@ -89,6 +90,12 @@ def test_names_and_secrets_that_cannot_be(path):
         DerivedRegistry.open(path, SECRET, scheme_id="scheme-2")
     with pytest.raises(RegistryError, match="exists already"):
         DerivedRegistry.create(path, SECRET, **OPTIONS)
+    bundled = load_scheme("avatars-stylegan2/pca")
+    of_old = path.with_name("old.db")
+    with DerivedRegistry.create(of_old, SECRET, **OPTIONS | {"scheme_id": bundled.id}):
+        pass
+    with pytest.raises(RegistryError, match="it is the bundled scheme avatars-stylegan2/pca"):
+        DerivedRegistry.open(of_old, SECRET, scheme_id="scheme-2")
     with pytest.raises(SecretError, match="32 bytes, not 31"):
         DerivedRegistry.create(path.with_name("x"), bytes(31), **OPTIONS)
     assert not path.with_name("x").exists()

@@ -59,6 +59,11 @@ def test_resume_goes_on_with_the_directions_that_were_fitted(
     monkeypatch.setattr(
         "fpjax.fingerprint.fit.fit_basis", lambda *_, **__: pytest.fail("fitted again")
     )
+    # A run that was begun before there was this flag.
+    flags = tmp_path / "scheme.unfinished" / "flags.json"
+    begun = json.loads(flags.read_text())
+    del begun["num_probes"]
+    flags.write_text(json.dumps(begun))
     assert run([*stopped, "--resume"]) == 0
     whole, resumed = opened(workplace.folder / "scheme"), opened(tmp_path / "scheme")
     assert resumed.id == whole.id

@@ -203,3 +203,10 @@ def test_a_damaged_basis_is_refused(tmp_path, basis, fault):
 def test_too_few_probes_are_refused(latents):
     with pytest.raises(InputError, match="take at least 12"):
         grid_metric.grid_metric(generator(), latents, jax.random.key(0), 8)
+
+    def drawn(*_, **__):
+        pytest.fail("latents were drawn, which may take hours")
+
+    with pytest.raises(InputError, match="take at least 12"):
+        slow = generator().replace(sample_latents=drawn)
+        fpjax.fit_basis(slow, jax.random.key(0), 10, in_blocks=True, num_probes=8)

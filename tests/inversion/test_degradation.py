@@ -191,7 +191,7 @@ def test_starts_know_which_window_was_taken():
     assert starts.shape == (2, 3, problem.num_unknowns)
     windows = starts[..., scheme.num_alpha : scheme.num_alpha + 4]
     np.testing.assert_array_equal(windows[:, 0], [[0, 0, 0, 0], [-1 / 32, 0, -1 / 32, 0]])
-    # What is far less likely is not tried: the likeliest is repeated, which costs nothing.
+    # What is far less likely is not tried: the likeliest is repeated, which takes no steps.
     assert (starts[1] == starts[1, :1]).all()
     uncalibrated = dataclasses.replace(problem, scheme=scheme.without_calibration())
     with pytest.raises(InputError, match="no start"):

@@ -64,7 +64,7 @@ def test_a_start_made_needless_has_its_own_status_and_never_wins(scheme, images,
     assert (found.status == Status.SOLVED).all()
 
 
-def test_a_start_that_repeats_another_costs_nothing(scheme, images, monkeypatch):
+def test_a_start_that_repeats_another_takes_no_steps(scheme, images, monkeypatch):
     """Of files that nothing explains, of which every other start is followed to its end."""
     foreign = np.random.default_rng(0).integers(0, 256, images[:3].shape).astype(np.uint8)
     rounds, advance = [], driver._round

@@ -39,14 +39,14 @@ def test_the_default_scheme_writes_by_the_image_metric_and_is_calibrated(scheme)
 
 
 def test_keys_of_the_default_scheme_cost_little(scheme):
-    """Mean PSNR to the original of 64 pictures: above 40 dB, as its card says."""
+    """Mean PSNR to the original of 64 pictures."""
     import jax
 
     from fpjax.studies.quality import psnr_db
 
     keys = fpjax.sample_keys(jax.random.key(5), 64, 64)
     made = fpjax.generate(scheme, jax.random.key(6), keys)
-    assert psnr_db(made.originals, made.images).mean() > 40
+    assert psnr_db(made.originals, made.images).mean() > 45
 
 
 def test_a_stronger_scheme_is_bundled_for_recompressed_files(scheme):
@@ -70,6 +70,11 @@ def test_the_first_versions_scheme_stays_readable_under_its_name():
     ("variant", "strength", "identity"),
     [
         ("jacobians-64", 0.07, "5ac947caa79e3b28951789e687e3d33eb4733fd69b5fa09db32380928b2ba675"),
+        (
+            "robust-jacobians-64",
+            0.3,
+            "679c4feb6f47b0a4d418af91224c97925c87a72a083c3b42148d9cc19c4029e9",
+        ),
     ],
 )
 def test_schemes_of_before_stay_readable_under_their_names(variant, strength, identity):
