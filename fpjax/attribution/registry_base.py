@@ -66,10 +66,10 @@ class RegistryFile:
     def _check_scheme(self, scheme_id: str | None) -> None:
         if scheme_id is not None and self.scheme_id != scheme_id:
             bundled = zoo.scheme_of(self.scheme_id)
-            advice = f"; it is the bundled scheme {bundled}" if bundled else ""
+            name = f" ({bundled})" if bundled else ""
             raise RegistryError(
-                f"{self.path} belongs to the scheme {self.scheme_id!r}, not to {scheme_id!r}: "
-                f"its keys would be read in the wrong directions{advice}"
+                f"{self.path} belongs to the scheme {self.scheme_id!r}{name}, not to "
+                f"{scheme_id!r}: its keys would be read in the wrong directions"
             )
 
     def _check_new(self, connection: sqlite3.Connection, table: str, user: str) -> None:

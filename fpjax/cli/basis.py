@@ -13,6 +13,9 @@ from typing import Any
 
 from fpjax.cli import common
 
+NUM_PROBES = 512
+"""`fpjax.fingerprint.grid_metric.NUM_PROBES`, which is not imported for help."""
+
 
 def add_basis_flags(parser: common.Parser) -> None:
     """`--metric`, `--num_samples`, `--num_jacobians` and `--num_probes`."""
@@ -41,7 +44,7 @@ def add_basis_flags(parser: common.Parser) -> None:
         "--num_probes",
         metavar="N",
         type=common.whole(1),
-        default=512,
+        default=NUM_PROBES,
         help="Random products with the Jacobian that the image metric is estimated from where "
         "latents have thousands of values, at least 4 for each of their channels. "
         "Default: %(default)s.",

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fpjax.cli import common
-from fpjax.cli.basis import add_basis_flags
+from fpjax.cli.basis import NUM_PROBES, add_basis_flags
 from fpjax.errors import FpjaxError
 from fpjax.io.atomic import atomic_write
 
@@ -301,7 +301,7 @@ class _Draft:
         except (OSError, ValueError, RecursionError) as error:
             raise common.CommandError(f"{self.folder}: damaged; remove it") from error
         # Flags that there were not yet had their defaults.
-        begun = {"num_probes": 512} | begun if isinstance(begun, dict) else {}
+        begun = {"num_probes": NUM_PROBES} | begun if isinstance(begun, dict) else {}
         for name, value in self._flags.items():
             if begun.get(name) != value:
                 raise common.CommandError(

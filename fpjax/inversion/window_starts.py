@@ -38,8 +38,9 @@ how many forward passes each."""
 _NOISE = 0.05
 """That is assumed while windows are compared."""
 _RIVAL = 1.4
-"""Error up to which a window is a start, in units of the least. Where a window was taken or none
-was, the others had 1.3 to 2.1 times the right one's error, next to blurs 1.05 to 2.1 times."""
+"""Error up to which a window is a start, in units of the least. Of 12 files each, the second
+window had 1.3 to 2.1 times the error of the best after a shift, 1.05 to 2.1 times after a blur, and
+1.0 to 1.8 times after a crop; of the blurs one whole picture was second, at 1.1."""
 _DECODED = 64
 """Windows that are decoded at once."""
 

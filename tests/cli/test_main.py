@@ -214,7 +214,9 @@ def test_basis_shows_the_spectrum_and_writes_it(metric, tmp_path, capsys):
 
 
 def test_directions_are_fitted_as_flags_say(monkeypatch, capsys):
-    from fpjax.fingerprint import fit
+    from fpjax.fingerprint import fit, grid_metric
+
+    assert basis.NUM_PROBES == grid_metric.NUM_PROBES
 
     def fitted(generator, key, num_samples, **options):
         raise FpjaxError(f"asked for {num_samples}, {options['num_probes']}")

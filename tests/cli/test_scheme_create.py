@@ -53,17 +53,17 @@ def test_the_published_directions_are_a_flag_away(tmp_path):
     assert (scheme.basis.metric, scheme.levels, scheme.shift) == ("latent", "binary", 0)
 
 
+@pytest.mark.parametrize("unknown", [(), ("num_probes",)])
 def test_resume_goes_on_with_the_directions_that_were_fitted(
-    stopped, workplace, tmp_path, monkeypatch
+    stopped, workplace, tmp_path, monkeypatch, unknown
 ):
+    """Also of a run that was begun before there were some of the flags."""
     monkeypatch.setattr(
         "fpjax.fingerprint.fit.fit_basis", lambda *_, **__: pytest.fail("fitted again")
     )
-    # A run that was begun before there was this flag.
     flags = tmp_path / "scheme.unfinished" / "flags.json"
     begun = json.loads(flags.read_text())
-    del begun["num_probes"]
-    flags.write_text(json.dumps(begun))
+    flags.write_text(json.dumps({k: v for k, v in begun.items() if k not in unknown}))
     assert run([*stopped, "--resume"]) == 0
     whole, resumed = opened(workplace.folder / "scheme"), opened(tmp_path / "scheme")
     assert resumed.id == whole.id
