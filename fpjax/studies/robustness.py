@@ -22,6 +22,7 @@ from fpjax.attacks import (
     Attack,
     Brightness,
     Chain,
+    Contrast,
     GaussianBlur,
     GaussianNoise,
     Identity,
@@ -37,6 +38,7 @@ from fpjax.inversion.observation_filtered import Filter, Filtered
 from fpjax.inversion.observation_jpeg import Jpeg as JpegObservation
 from fpjax.inversion.problem import Problem
 from fpjax.io.images import from_uint8
+from fpjax.io.jpeg_dct import YCBCR_FROM_RGB
 from fpjax.studies.curvature import decoding_errors
 
 DEFAULT_ATTACKS = (
@@ -85,31 +87,65 @@ def file_of(attack: Attack, key: jax.Array, image: np.ndarray) -> tuple[bytes, s
 
 
 def known_observation(attack: Attack, file: bytes, pixels: np.ndarray) -> Observation | None:
-    """The observation that describes an attack exactly, or None where none does.
+    """The observation that describes an attack, or None where none does.
+
+    Of a chain: a filter at most, then noise, then compression. That each picture on the way is
+    rounded too is left out there.
 
     Args:
       attack: what was done.
       file: the attacked picture's file.
       pixels: (H, W, C) uint8, its pixels.
+
+    >>> image = np.zeros((8, 8, 3), np.uint8)
+    >>> attack = Chain((GaussianBlur(0.5), GaussianNoise(0.1), Jpeg(50)))
+    >>> file, _ = file_of(attack, jax.random.key(0), image)
+    >>> seen = known_observation(attack, file, image)
+    >>> seen.name, seen.inner.name
+    ('filtered', 'jpeg')
     """
-    size = pixels.shape[0], pixels.shape[1]
-    if isinstance(attack, Identity):
-        return Rounded8Bit()
-    if isinstance(attack, Jpeg):
-        return JpegObservation.of_file(file)
-    if isinstance(attack, GaussianNoise):
-        return Gaussian(attack.std)
-    if isinstance(attack, GaussianBlur):
-        filter = Filter.blur(*size, attack.sigma)
-    elif isinstance(attack, Resize):
-        filter = Filter.resize_and_back(*size, attack.scale, attack.filter)
-    elif isinstance(attack, Shift):
-        filter = Filter.shift(*size, float(attack.down), float(attack.right))
-    elif isinstance(attack, Brightness):
-        filter = Filter.identity(*size, attack.factor, attack.factor - 1)
+    filter, noise, compressed = None, 0.0, False
+    for step in attack.attacks if isinstance(attack, Chain) else (attack,):
+        if isinstance(step, Identity):
+            continue
+        if compressed:
+            return None
+        if isinstance(step, Jpeg):
+            compressed = True
+        elif isinstance(step, GaussianNoise) and not noise:
+            noise = step.std
+        elif filter is None and not noise:
+            filter = _linear_map(step, pixels)
+            if filter is None:
+                return None
+        else:
+            return None
+    seen: Observation
+    if compressed:
+        seen = JpegObservation.of_file(file)
+        seen = seen.with_noise(noise) if noise else seen
     else:
-        return None
-    return Filtered(filter, from_uint8(pixels), Rounded8Bit())
+        seen = Gaussian(noise) if noise else Rounded8Bit()
+    return seen if filter is None else Filtered(filter, from_uint8(pixels), seen)
+
+
+def _linear_map(attack: Attack, pixels: np.ndarray) -> Filter | None:
+    """The map that an attack is, or None where it is none, or one that the file does not tell."""
+    size = pixels.shape[0], pixels.shape[1]
+    if isinstance(attack, GaussianBlur):
+        return Filter.blur(*size, attack.sigma)
+    if isinstance(attack, Resize):
+        return Filter.resize_and_back(*size, attack.scale, attack.filter)
+    if isinstance(attack, Shift):
+        return Filter.shift(*size, float(attack.down), float(attack.right))
+    if isinstance(attack, Brightness):
+        return Filter.identity(*size, attack.factor, attack.factor - 1)
+    if isinstance(attack, Contrast):
+        # It leaves the mean grey, which is in the file for that reason.
+        mean = from_uint8(pixels).mean(axis=(0, 1))
+        grey = YCBCR_FROM_RGB[0] @ mean if len(mean) == 3 else mean[0]
+        return Filter.identity(*size, attack.factor, (1 - attack.factor) * float(grey))
+    return None
 
 
 def information_at_truth(
