@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -27,6 +28,7 @@ from fpjax.inversion.readers import LEAST_EXPLAINED, Reader, read_files
 from fpjax.inversion.solution import Status
 from fpjax.inversion.solvers.base import Solver
 from fpjax.inversion.solvers.default import default_solver
+from fpjax.inversion.solvers.levenberg_marquardt import LevenbergMarquardt
 from fpjax.inversion.starts import (
     NUM_FITTED_IMAGES,
     encoder_starts,
@@ -115,12 +117,9 @@ def calibrate(
     )
     scheme = scheme.replace(calibration=fitted)
     keys = sample_keys(key_keys, num_inverted_images, scheme.key_length)
-    own = read_files(
-        Problem(scheme),
-        generate(scheme, key_latents, keys).images,
-        reader,
-        progress=staged("reading images with keys"),
-    )
+    files = generate(scheme, key_latents, keys).images
+    stage = staged("reading images with keys")
+    own = read_files(Problem(scheme), files, reader, progress=stage)
     solved = own.status == Status.SOLVED
     if solved.mean() <= 0.5:
         how = "read as well as measured" if encoder_only else "inverted down to the noise"
@@ -130,11 +129,24 @@ def calibrate(
             "enough on this generator"
         )
     largest = float(own.noise_ratio[solved].max())
-    return scheme.replace(
-        calibration=dataclasses.replace(
-            fitted, max_noise_ratio=max(LEAST_EXPLAINED, 2 * largest), own_noise_ratio=largest
-        )
+    measured = dataclasses.replace(
+        fitted,
+        max_noise_ratio=max(LEAST_EXPLAINED, 2 * largest),
+        own_noise_ratio=largest,
+        first_noise_ratio=_left_by_one_jacobian(scheme, files[solved], reader),
     )
+    return scheme.replace(calibration=measured)
+
+
+def _left_by_one_jacobian(scheme: Scheme, files: np.ndarray, reader: Reader) -> float | None:
+    """The largest residual of files after one Jacobian, or None where no solver judges by it."""
+    start = None if scheme.calibration is None else scheme.calibration.start
+    if not isinstance(reader, LevenbergMarquardt) or start is None or start.forward is None:
+        return None
+    # From 0 on all counts as foreign, so that a lane stays where its Jacobian leads.
+    once = dataclasses.replace(reader, max_steps=1, foreign_ratio=0.0)
+    largest = float(read_files(Problem(scheme), files, once).noise_ratio.max())
+    return largest if math.isfinite(largest) else None
 
 
 def _chosen_start(scheme: Scheme, key, num_images: int, progress) -> LinearStart | None:

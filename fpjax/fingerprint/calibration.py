@@ -19,7 +19,8 @@ from fpjax.models.checkpoint import CheckpointFormatError, canonical_json, load_
 
 FORMAT_VERSION = 2
 FORMAT_VERSION_WITH_ENCODER = 3
-_READABLE = (1, FORMAT_VERSION, FORMAT_VERSION_WITH_ENCODER)
+FORMAT_VERSION_WITH_FIRST = 4
+_READABLE = (1, FORMAT_VERSION, FORMAT_VERSION_WITH_ENCODER, FORMAT_VERSION_WITH_FIRST)
 _HEADER, _ARRAYS = "calibration.json", "calibration.safetensors"
 _ENCODER_ARRAYS = ("gain", "offset", "covariance")
 _ENCODER_VALUES = ("scheme_id", "num_images", "observation", "rereadings")
@@ -119,6 +120,9 @@ class Calibration:
       own_noise_ratio: largest such residual of the generator's own files with keys.
       num_start_images, num_inverted_images: what the start was fitted on; what was read.
       encoder: what the encoder's readings are worth, where it was measured.
+      first_noise_ratio: largest residual of the generator's own files after one Jacobian from the
+        start, in units of the observation's noise: what leaves many times as much is given up
+        there. None where the solver takes none, and before format 4.
 
     >>> start = LinearStart(np.zeros((4, 2), np.float16), np.zeros(2, np.float32))
     >>> len(Calibration(start, "rounded-8bit", "levenberg-marquardt", 1.5, 1.0, 200, 4).sha256)
@@ -133,6 +137,7 @@ class Calibration:
     num_start_images: int
     num_inverted_images: int
     encoder: EncoderErrors | None = None
+    first_noise_ratio: float | None = None
 
     @property
     def sha256(self) -> str:
@@ -146,6 +151,8 @@ class Calibration:
     def _header(self) -> dict[str, Any]:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         del values["start"], values["encoder"]
+        if self.first_noise_ratio is None:
+            del values["first_noise_ratio"]  # hashes of earlier formats stay
         if self.encoder is not None:
             values["encoder"] = {name: getattr(self.encoder, name) for name in _ENCODER_VALUES}
         return values
@@ -171,6 +178,8 @@ class Calibration:
         version = 1 if old else FORMAT_VERSION
         if self.encoder is not None:
             version = FORMAT_VERSION_WITH_ENCODER
+        if self.first_noise_ratio is not None:
+            version = FORMAT_VERSION_WITH_FIRST
         header = {"format_version": version, "sha256": self.sha256, **self._header()}
         text = json.dumps(header, indent=2, allow_nan=False) + "\n"
         (folder / _HEADER).write_text(text, "utf-8")

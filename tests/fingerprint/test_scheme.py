@@ -298,10 +298,24 @@ def test_a_calibration_of_format_1_has_no_way_back_and_stays_readable(calibrated
     calibration = calibrated_scheme.calibration
     assert calibration.start.forward.shape == calibration.start.weight.T.shape
     start = dataclasses.replace(calibration.start, forward=None)
-    scheme = calibrated_scheme.replace(calibration=dataclasses.replace(calibration, start=start))
+    old = dataclasses.replace(calibration, start=start, first_noise_ratio=None)
+    scheme = calibrated_scheme.replace(calibration=old)
     scheme.save(tmp_path / "old")
     header = json.loads((tmp_path / "old" / "calibration.json").read_text())
     assert header["format_version"] == 1
     back = Calibration.read(tmp_path / "old")
     assert back.start.forward is None
     assert back.sha256 == scheme.calibration.sha256 != calibration.sha256
+
+
+def test_calibrations_of_before_format_4_know_no_first_residual(calibrated_scheme, tmp_path):
+    calibration = calibrated_scheme.calibration
+    assert calibration.first_noise_ratio > 0
+    for version, first in ((4, calibration.first_noise_ratio), (2, None)):
+        changed = dataclasses.replace(calibration, first_noise_ratio=first)
+        calibrated_scheme.replace(calibration=changed).save(tmp_path / str(version))
+        header = json.loads((tmp_path / str(version) / "calibration.json").read_text())
+        assert header["format_version"] == version
+        assert ("first_noise_ratio" in header) == (first is not None)
+        back = Calibration.read(tmp_path / str(version))
+        assert back.first_noise_ratio == first and back.sha256 == changed.sha256

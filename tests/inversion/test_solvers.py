@@ -10,12 +10,14 @@ import pytest
 
 import fpjax
 from fpjax.errors import InputError
+from fpjax.fingerprint.calibration import Calibration, LinearStart
 from fpjax.inversion import driver
 from fpjax.inversion.broyden import SETTLED, descend
 from fpjax.inversion.observation import Gaussian
 from fpjax.inversion.problem import Problem
 from fpjax.inversion.solution import Status
 from fpjax.inversion.solvers.adam import Adam
+from fpjax.inversion.solvers.default import default_solver
 from fpjax.inversion.solvers.levenberg_marquardt import LevenbergMarquardt
 from tests import toys
 
@@ -348,6 +350,19 @@ def test_what_is_foreign_costs_one_jacobian_where_starts_are_calibrated():
     assert (fpjax.invert(Problem(scheme), noise, patient).steps > 1).all()
     bare = fpjax.invert(Problem(scheme.without_calibration()), noise, starts=toys.starts(scheme))
     assert (bare.steps > 1).all()
+
+
+@pytest.mark.parametrize(
+    ("first", "foreign"), [(None, 130), (1.0, 60), (6.0, 60), (6.2, 70), (9.1, 100), (60.0, 130)]
+)
+def test_what_is_foreign_is_judged_by_what_calibration_saw(first, foreign):
+    start = LinearStart(np.zeros((4, 2), np.float16), np.zeros(2, np.float32))
+    calibration = Calibration(start, "rounded-8bit", "levenberg-marquardt", 1.5, 1.0, 200, 4)
+    scheme = toys.scheme(toys.generator(toys.curved_decode))
+    assert default_solver(scheme) == LevenbergMarquardt()
+    calibration = dataclasses.replace(calibration, first_noise_ratio=first)
+    solver = default_solver(scheme.replace(calibration=calibration))
+    assert solver == LevenbergMarquardt(foreign_ratio=foreign)
 
 
 def test_calibration_makes_the_start_nearer_by_forward_passes():

@@ -113,8 +113,9 @@ class LevenbergMarquardt:
         many Jacobians, and whose cost fell by less than a fifth in the last, is given up: nothing
         here explains it.
       foreign_ratio: residual after the first Jacobian from a calibrated start above which an image
-        is given up at once. Eight own files of the bundled generator had 0.9 to 3.0 there, JPEG
-        files of them 25 to 39, drawings 85 to 223 (`python benchmarks/starts.py --foreign 8`); own
+        is given up at once; `default_solver` lowers it where calibration saw that own files leave
+        far less. 64 own files of the bundled generator left 0.9 to 7.8 there, JPEG files of them 24
+        to 95, drawings 58 to 261 (`python benchmarks/starts.py --num_images 64 --foreign 64`); own
         files of a DCGAN, whose start is poor, up to 95. Infinity asks for every attempt.
       stalled_after: an image that is not solved after this many Jacobians, and whose cost fell by
         less than a tenth in the last, has converged with more than noise left.
