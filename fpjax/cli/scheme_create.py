@@ -212,7 +212,46 @@ def main(args: argparse.Namespace) -> int:
         f"{calibration.own_noise_ratio:.2f} times {unit}; up to "
         f"{calibration.max_noise_ratio:.2f} counts as explained"
     )
+    _say_quality(calibrated, args.seed)
     return common.EXIT_OK
+
+
+_JUDGED = 16
+"""Pictures whose PSNR is measured at the end."""
+
+_MUCH_LESS = 4.0
+"""Decibels under what the strength by itself costs, from which on that is said."""
+
+
+def _say_quality(scheme, seed: int) -> None:
+    """Says what keys do to pictures, and where that is more than the strength explains."""
+    import math
+
+    import jax
+
+    from fpjax.fingerprint.embed import generate
+    from fpjax.fingerprint.keys import sample_keys
+    from fpjax.studies.quality import psnr_db
+
+    key_keys, key_latents = jax.random.split(jax.random.fold_in(jax.random.key(seed), 2))
+    made = generate(scheme, key_latents, sample_keys(key_keys, _JUDGED, scheme.key_length))
+    assert made.originals is not None
+    decibels = psnr_db(made.originals, made.images)
+    print(
+        f"PSNR between original and fingerprinted: {decibels.mean():.1f} dB on average, "
+        f"{decibels.min():.1f} dB at least ({_JUDGED} pictures)"
+    )
+    if scheme.basis.metric != "image":
+        return
+    share = 1.0 if scheme.levels == "antipodal" else 0.5
+    power = share * scheme.num_symbols * float(scheme.strength) ** 2
+    alone = 10 * math.log10(4 * math.prod(scheme.generator.image_shape) / power)
+    if decibels.mean() < alone - _MUCH_LESS:
+        common.say(
+            f"the strength by itself would cost {alone:.1f} dB: along these directions pictures "
+            "bend, or vary by nature. Others (an earlier or later --shift), or a lower --strength, "
+            "may do better: fpjax design compares them"
+        )
 
 
 def _num_symbols(args: argparse.Namespace) -> int:

@@ -1,5 +1,6 @@
 """`fpjax scheme create`: a scheme of any generator; what was fitted outlives an early end."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,7 +11,9 @@ import pytest
 from fpjax.attribution import calibration
 from fpjax.cli import common
 from fpjax.cli.main import run
+from fpjax.cli.scheme_create import _say_quality
 from fpjax.fingerprint.scheme import load_scheme
+from fpjax.studies import quality
 from tests.cli.conftest import CREATE, GENERATOR
 
 
@@ -149,3 +152,15 @@ def test_an_encoder_that_cannot_be_measured_is_refused_at_the_start(tmp_path, ca
     assert run([*create, "--encoder_only", "--num_read_images=30", out]) == 2
     assert "8 symbols take at least 32" in capsys.readouterr().err
     assert not (tmp_path / "scheme.unfinished").exists()
+
+
+@pytest.mark.parametrize(("decibels", "remarked"), [(60.0, False), (5.0, True)])
+def test_what_keys_cost_a_picture_is_measured(tiny_scheme, monkeypatch, capsys, decibels, remarked):
+    monkeypatch.setattr(quality, "psnr_db", lambda a, b: np.full(len(a), decibels))
+    image = dataclasses.replace(tiny_scheme.basis, metric="image")
+    _say_quality(tiny_scheme.replace(basis=image), 0)
+    said = capsys.readouterr()
+    assert f"{decibels:.1f} dB on average" in said.out
+    assert ("the strength by itself" in said.err) == remarked
+    _say_quality(tiny_scheme.replace(basis=dataclasses.replace(image, metric="latent")), 0)
+    assert "by itself" not in capsys.readouterr().err
