@@ -95,6 +95,7 @@ def calibrate(
 
     if encoder_only and solver is not None:
         raise InputError("give a solver or encoder_only, not both")
+    scheme = scheme.without_calibration()
     reader: Reader = default_solver(scheme) if solver is None else solver
     key_start, key_latents, key_keys = jax.random.split(key, 3)
     start, problem = None, Problem(scheme)
@@ -143,7 +144,7 @@ def _left_by_one_jacobian(scheme: Scheme, files: np.ndarray, reader: Reader) -> 
     start = None if scheme.calibration is None else scheme.calibration.start
     if not isinstance(reader, LevenbergMarquardt) or start is None or start.forward is None:
         return None
-    # From 0 on all counts as foreign, so that a lane stays where its Jacobian leads.
+    # All counts as foreign then: no lane goes back to its start for a second one.
     once = dataclasses.replace(reader, max_steps=1, foreign_ratio=0.0)
     largest = float(read_files(Problem(scheme), files, once).noise_ratio.max())
     return largest if math.isfinite(largest) else None

@@ -3,8 +3,9 @@
   fpjax scheme create --out FOLDER [--generator GENERATOR] [--strength 6] ...
 
 Calibration fits the start of inversions, or measures what an encoder's readings are worth, and
-reads a few images with keys, to see that it works. The directions are kept in FOLDER.unfinished
-until all is done; --resume goes on from there.
+reads a few images with keys, to see that it works. At the end stands what keys cost pictures, in
+decibels of PSNR. The directions are kept in FOLDER.unfinished until all is done; --resume goes on
+from there.
 """
 
 from __future__ import annotations
@@ -220,7 +221,10 @@ _JUDGED = 16
 """Pictures whose PSNR is measured at the end."""
 
 _MUCH_LESS = 4.0
-"""Decibels under what the strength by itself costs, from which on that is said."""
+"""Decibels under what the strength by itself leaves, from which on that is said."""
+
+_NEAR_ROUNDING = 45.0
+"""Decibels from which on rounding and directions that are left out cost much of it."""
 
 
 def _say_quality(scheme, seed: int) -> None:
@@ -246,11 +250,11 @@ def _say_quality(scheme, seed: int) -> None:
     share = 1.0 if scheme.levels == "antipodal" else 0.5
     power = share * scheme.num_symbols * float(scheme.strength) ** 2
     alone = 10 * math.log10(4 * math.prod(scheme.generator.image_shape) / power)
-    if decibels.mean() < alone - _MUCH_LESS:
+    if decibels.mean() < min(alone - _MUCH_LESS, _NEAR_ROUNDING):
         common.say(
-            f"the strength by itself would cost {alone:.1f} dB: along these directions pictures "
-            "bend, or vary by nature. Others (an earlier or later --shift), or a lower --strength, "
-            "may do better: fpjax design compares them"
+            f"the strength by itself would leave {alone:.1f} dB: along these directions pictures "
+            "bend, or vary by nature. Others (another --shift), or a lower --strength, may do "
+            "better: fpjax design compares them"
         )
 
 

@@ -19,8 +19,8 @@ from fpjax.models.checkpoint import CheckpointFormatError, canonical_json, load_
 
 FORMAT_VERSION = 2
 FORMAT_VERSION_WITH_ENCODER = 3
-FORMAT_VERSION_WITH_FIRST = 4
-_READABLE = (1, FORMAT_VERSION, FORMAT_VERSION_WITH_ENCODER, FORMAT_VERSION_WITH_FIRST)
+FORMAT_VERSION_WITH_FIRST_RATIO = 4
+_READABLE = (1, FORMAT_VERSION, FORMAT_VERSION_WITH_ENCODER, FORMAT_VERSION_WITH_FIRST_RATIO)
 _HEADER, _ARRAYS = "calibration.json", "calibration.safetensors"
 _ENCODER_ARRAYS = ("gain", "offset", "covariance")
 _ENCODER_VALUES = ("scheme_id", "num_images", "observation", "rereadings")
@@ -120,9 +120,12 @@ class Calibration:
       own_noise_ratio: largest such residual of the generator's own files with keys.
       num_start_images, num_inverted_images: what the start was fitted on; what was read.
       encoder: what the encoder's readings are worth, where it was measured.
-      first_noise_ratio: largest residual of the generator's own files after one Jacobian from the
-        start, in units of the observation's noise: what leaves many times as much is given up
+      first_noise_ratio: largest residual of those files that were solved after one Jacobian from
+        the start, in units of the observation's noise: what leaves many times as much is given up
         there. None where the solver takes none, and before format 4.
+
+    Raises:
+      ValueError: for a residual that is no positive number.
 
     >>> start = LinearStart(np.zeros((4, 2), np.float16), np.zeros(2, np.float32))
     >>> len(Calibration(start, "rounded-8bit", "levenberg-marquardt", 1.5, 1.0, 200, 4).sha256)
@@ -138,6 +141,17 @@ class Calibration:
     num_inverted_images: int
     encoder: EncoderErrors | None = None
     first_noise_ratio: float | None = None
+
+    def __post_init__(self):
+        ratios = {"max_noise_ratio": self.max_noise_ratio, "own_noise_ratio": self.own_noise_ratio}
+        if self.first_noise_ratio is not None:
+            ratios["first_noise_ratio"] = self.first_noise_ratio
+        for name, value in ratios.items():
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not 0 < value <= 1e30:
+                raise ValueError(
+                    f"{name} of a calibration: {value!r:.40}, expected a number above 0"
+                )
 
     @property
     def sha256(self) -> str:
@@ -179,7 +193,7 @@ class Calibration:
         if self.encoder is not None:
             version = FORMAT_VERSION_WITH_ENCODER
         if self.first_noise_ratio is not None:
-            version = FORMAT_VERSION_WITH_FIRST
+            version = FORMAT_VERSION_WITH_FIRST_RATIO
         header = {"format_version": version, "sha256": self.sha256, **self._header()}
         text = json.dumps(header, indent=2, allow_nan=False) + "\n"
         (folder / _HEADER).write_text(text, "utf-8")

@@ -89,13 +89,16 @@ def file_of(attack: Attack, key: jax.Array, image: np.ndarray) -> tuple[bytes, s
 def known_observation(attack: Attack, file: bytes, pixels: np.ndarray) -> Observation | None:
     """The observation that describes an attack, or None where none does.
 
-    Of a chain: a filter at most, then noise, then compression. That each picture on the way is
-    rounded too is left out there.
+    Of a chain: a filter at most, then noise, then compression; the rounding and clipping of the
+    pictures between them is left out.
 
     Args:
       attack: what was done.
       file: the attacked picture's file.
       pixels: (H, W, C) uint8, its pixels.
+
+    Raises:
+      JpegError: if a JPEG file is damaged.
 
     >>> image = np.zeros((8, 8, 3), np.uint8)
     >>> attack = Chain((GaussianBlur(0.5), GaussianNoise(0.1), Jpeg(50)))
@@ -106,10 +109,10 @@ def known_observation(attack: Attack, file: bytes, pixels: np.ndarray) -> Observ
     """
     filter, noise, compressed = None, 0.0, False
     for step in attack.attacks if isinstance(attack, Chain) else (attack,):
-        if isinstance(step, Identity):
-            continue
         if compressed:
             return None
+        if isinstance(step, Identity):
+            continue
         if isinstance(step, Jpeg):
             compressed = True
         elif isinstance(step, GaussianNoise) and not noise:
@@ -141,7 +144,7 @@ def _linear_map(attack: Attack, pixels: np.ndarray) -> Filter | None:
     if isinstance(attack, Brightness):
         return Filter.identity(*size, attack.factor, attack.factor - 1)
     if isinstance(attack, Contrast):
-        # It leaves the mean grey, which is in the file for that reason.
+        # But for what is clipped it leaves the mean grey, which is in the file for that reason.
         mean = from_uint8(pixels).mean(axis=(0, 1))
         grey = YCBCR_FROM_RGB[0] @ mean if len(mean) == 3 else mean[0]
         return Filter.identity(*size, attack.factor, (1 - attack.factor) * float(grey))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fpjax.errors import InputError
-from fpjax.fingerprint.calibration import Calibration
+from fpjax.fingerprint.calibration import Calibration, CalibrationError
 from fpjax.fingerprint.embed import generate
 from fpjax.fingerprint.keys import sample_keys
 from fpjax.fingerprint.scheme import Scheme
@@ -319,3 +319,15 @@ def test_calibrations_of_before_format_4_know_no_first_residual(calibrated_schem
         assert ("first_noise_ratio" in header) == (first is not None)
         back = Calibration.read(tmp_path / str(version))
         assert back.first_noise_ratio == first and back.sha256 == changed.sha256
+
+
+@pytest.mark.parametrize("name", ["first_noise_ratio", "max_noise_ratio", "own_noise_ratio"])
+@pytest.mark.parametrize("value", ["7", [1], {}, True, 0, -3, 10**400, float("nan"), float("inf")])
+def test_residuals_that_are_no_numbers_are_refused(calibrated_scheme, tmp_path, name, value):
+    with pytest.raises(ValueError, match=name):
+        dataclasses.replace(calibrated_scheme.calibration, **{name: value})
+    calibrated_scheme.save(tmp_path / "scheme")
+    file = tmp_path / "scheme" / "calibration.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), name: value}))
+    with pytest.raises(CalibrationError, match="damaged"):
+        Calibration.read(tmp_path / "scheme")

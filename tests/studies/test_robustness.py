@@ -138,6 +138,7 @@ def test_what_no_observation_describes_is_not_predicted():
         "jpeg:quality=50+gaussian_noise:std=0.1",
         "gaussian_noise:std=0.1+gaussian_blur:sigma=0.5",
         "gaussian_blur:sigma=0.5+resize:scale=0.75",
+        "jpeg:quality=50+none",
     ):
         attack = parse(label)
         file, _ = file_of(attack, jax.random.key(0), image)

@@ -11,16 +11,18 @@ from fpjax.inversion.solvers.levenberg_marquardt import LevenbergMarquardt
 from fpjax.inversion.solvers.matrix_free import MatrixFree
 
 _FOREIGN = 10.0
-"""Times what own files leave after one Jacobian, from which on nothing here made a file."""
+"""The limit is so many times what own files leave after one Jacobian, in steps of ten, so that
+schemes share programs."""
 
 _LEAST_FOREIGN = 60.0
-"""Times the noise that foreign files leave, at least."""
+"""The limit is never below so many times the noise."""
 
 
 def default_solver(scheme: Scheme) -> Solver:
     """`MatrixFree()` for latents with a picture's shape (a basis in blocks), else
     `LevenbergMarquardt()`, which gives up what leaves ten times as much after a first Jacobian as
-    the files that the scheme was calibrated on.
+    the files that the scheme was calibrated on: 60 times the noise at least, 130 at most, whatever
+    the observation.
 
     >>> from fpjax.fingerprint.scheme import load_scheme
     >>> default_solver(load_scheme("avatars-stylegan2")).name
