@@ -117,11 +117,7 @@ def known_observation(attack: Attack, file: bytes, pixels: np.ndarray) -> Observ
             compressed = True
         elif isinstance(step, GaussianNoise) and not noise:
             noise = step.std
-        elif filter is None and not noise:
-            filter = _linear_map(step, pixels)
-            if filter is None:
-                return None
-        else:
+        elif filter is not None or noise or (filter := _linear_map(step, pixels)) is None:
             return None
     seen: Observation
     if compressed:

@@ -154,11 +154,17 @@ def test_an_encoder_that_cannot_be_measured_is_refused_at_the_start(tmp_path, ca
     assert not (tmp_path / "scheme.unfinished").exists()
 
 
-@pytest.mark.parametrize(("decibels", "remarked"), [(60.0, False), (5.0, True)])
-def test_what_keys_cost_a_picture_is_measured(tiny_scheme, monkeypatch, capsys, decibels, remarked):
+@pytest.mark.parametrize(
+    ("strength", "decibels", "remarked"),
+    [(0.5, 60.0, False), (0.5, 5.0, True), (1e-4, 46.0, False), (1e-4, 44.0, True)],
+)
+def test_what_keys_cost_a_picture_is_measured(
+    tiny_scheme, monkeypatch, capsys, strength, decibels, remarked
+):
+    """Near the rounding a weak key's pictures are as good as files can be."""
     monkeypatch.setattr(quality, "psnr_db", lambda a, b: np.full(len(a), decibels))
     image = dataclasses.replace(tiny_scheme.basis, metric="image")
-    _say_quality(tiny_scheme.replace(basis=image), 0)
+    _say_quality(tiny_scheme.replace(basis=image, strength=np.float32(strength)), 0)
     said = capsys.readouterr()
     assert f"{decibels:.1f} dB on average" in said.out
     assert ("the strength by itself" in said.err) == remarked

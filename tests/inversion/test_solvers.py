@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import fpjax
+from fpjax.attribution import calibration
 from fpjax.errors import InputError
 from fpjax.fingerprint.calibration import Calibration, LinearStart
 from fpjax.inversion import driver
@@ -357,12 +358,23 @@ def test_what_is_foreign_costs_one_jacobian_where_starts_are_calibrated():
 )
 def test_what_is_foreign_is_judged_by_what_calibration_saw(first, foreign):
     start = LinearStart(np.zeros((4, 2), np.float16), np.zeros(2, np.float32))
-    calibration = Calibration(start, "rounded-8bit", "levenberg-marquardt", 1.5, 1.0, 200, 4)
+    learned = Calibration(start, "rounded-8bit", "levenberg-marquardt", 1.5, 1.0, 200, 4)
     scheme = toys.scheme(toys.generator(toys.curved_decode))
     assert default_solver(scheme) == LevenbergMarquardt()
-    calibration = dataclasses.replace(calibration, first_noise_ratio=first)
-    solver = default_solver(scheme.replace(calibration=calibration))
+    learned = dataclasses.replace(learned, first_noise_ratio=first)
+    solver = default_solver(scheme.replace(calibration=learned))
     assert solver == LevenbergMarquardt(foreign_ratio=foreign)
+
+
+def test_calibrating_again_forgets_the_limit_of_before():
+    scheme = toys.scheme(toys.generator(toys.curved_decode, scale=0.1))
+    images = {"num_start_images": 500, "num_inverted_images": 2}
+    scheme = fpjax.calibrate(scheme, jax.random.key(4), **images)
+    assert default_solver(scheme) != LevenbergMarquardt()
+    with mock.patch.object(calibration, "read_files", wraps=calibration.read_files) as reading:
+        again = fpjax.calibrate(scheme, jax.random.key(4), **images)
+    assert reading.call_args_list[0].args[2] == LevenbergMarquardt()
+    assert again.calibration.sha256 == scheme.calibration.sha256
 
 
 def test_calibration_makes_the_start_nearer_by_forward_passes():
