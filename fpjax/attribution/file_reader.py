@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from fpjax.attribution.pictures import Picture, at_size
+from fpjax.attribution.pictures import LEAST_NOISE, Picture, at_size, more_noise
 from fpjax.fingerprint.scheme import Scheme
 from fpjax.inversion.degradation import Degradation
 from fpjax.inversion.driver import invert
@@ -22,6 +22,7 @@ from fpjax.inversion.encoder_reader import EncoderReader
 from fpjax.inversion.observation import Observation, PerImage
 from fpjax.inversion.problem import Problem
 from fpjax.inversion.readers import (
+    LEAST_EXPLAINED,
     Reader,
     default_reader,
     explained_limit,
@@ -36,8 +37,17 @@ _BRIEF = 2
 """Jacobians of the first reading, after which a picture that is far from explained is read
 otherwise. Clean files are explained by then; after one they have residuals of up to 10."""
 
+_FAR = 3.0
+"""Residual after one Jacobian, in units of the largest of own files, from which on a second look
+takes over at once."""
+
 _PROMISING = 3.0
 """Residual after those, in units of the noise, up to which the first reading goes on."""
+
+_MORE = 1.08
+"""Residual of a JPEG file, in units of what its tables make of the picture that was found, from
+which on more has happened to it. 80 own files of quality 95 to 50 had 0.99 to 1.03, 16 with a blur
+and noise of 0.1 before quality 50 had 1.16 to 1.6."""
 
 _STALLED_AFTER = 3
 """Jacobians after which a picture that is not explained and hardly moves is given up."""
@@ -116,14 +126,32 @@ class FileReader:
                 )[:, None],
             )
             solution = replaced(solution, going, further)
+        limits = np.where(self._more_happened(solution, observations, pictures), 0.0, limits)
         return Readings(rows, solution, histories, np.zeros(len(pictures), bool), limits)
+
+    def _more_happened(
+        self, solution: Solution, observations: list[Observation], pictures: list[Picture]
+    ) -> np.ndarray:
+        """Which pictures (n,) are JPEG files that leave more than their tables make of what was
+        found. Nobody asks where only the file is believed."""
+        more = np.zeros(len(pictures), bool)
+        if not self.brief:
+            return more
+        problem = Problem(self.scheme)
+        points = problem.unknowns_of(solution.alpha, solution.soft_bits)
+        for row, (picture, observation) in enumerate(zip(pictures, observations, strict=True)):
+            if picture.jpeg is not None and solution.noise_ratio[row] <= LEAST_EXPLAINED:
+                seen = dataclasses.replace(problem, observation=observation)
+                found = more_noise(seen, points[row], picture.jpeg)
+                more[row] = found.excess > _MORE and found.std > 2 * LEAST_NOISE
+        return more
 
     def chosen(self, problem: Problem) -> Reader:
         """Who reads a problem's files first."""
         if self.solver is None:
-            return self._changed(default_reader(problem), max_steps=_BRIEF)
+            return self._briefly(default_reader(problem), problem)
         reader = where_it_reads(self.solver, problem)
-        return reader if reader is self.solver else self._changed(reader, max_steps=_BRIEF)
+        return reader if reader is self.solver else self._briefly(reader, problem)
 
     def inversion(self, problem: Problem) -> Reader:
         """Who looks again."""
@@ -141,6 +169,14 @@ class FileReader:
         """Whether `rough` ends sooner than `inversion`."""
         problem = Problem(self.scheme)
         return self.rough(problem) != self.inversion(problem)
+
+    def _briefly(self, reader: Reader, problem: Problem) -> Reader:
+        if not self.brief or not isinstance(reader, LevenbergMarquardt):
+            return reader
+        calibration, limit = problem.scheme.calibration, reader.foreign_ratio
+        if calibration is not None and calibration.first_noise_ratio is not None:
+            limit = min(limit, _FAR * calibration.first_noise_ratio)
+        return dataclasses.replace(reader, max_steps=_BRIEF, foreign_ratio=limit)
 
     def _changed(self, reader: Reader, **settings) -> Reader:
         if self.brief and isinstance(reader, LevenbergMarquardt):

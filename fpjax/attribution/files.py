@@ -94,7 +94,8 @@ def attribute(
       key_progress: called with (keys compared, keys in all) in each pass over the registry.
 
     Returns:
-      The `Attribution`; its arrays are of the reading that fits a key best where there are two.
+      The `Attribution`; where there are two readings, its arrays are of the one that fits a key
+      best, or of the second where neither names anybody.
 
     Raises:
       InputError: if the images do not fit the generator or the scheme is not calibrated.
@@ -137,7 +138,7 @@ def attribute(
     if auto:
         rows = np.flatnonzero(~(first.solution.noise_ratio <= first.limits))
         if len(rows):
-            readings.append(second_look(reader, pictures, rows))
+            readings.append(second_look(reader, pictures, rows, first.solution))
     name = " and ".join(reader.names) or reader.chosen(Problem(scheme)).name
     return _answer(
         scheme, readings, registry, false_positive_rate, name, observation or "file", key_progress
@@ -168,7 +169,7 @@ def _answer(
     name: str,
     progress: Callable[[int, int], None] | None,
 ) -> Attribution:
-    """The better of the readings of each picture, at a rate that counts them."""
+    """The reading of each picture that stands, at a rate that counts them all."""
     count = len(readings[0].solution)
     attempts = np.zeros(count, int)
     for reading in readings:
@@ -191,7 +192,7 @@ def _answer(
             for i, found in zip(chosen, answers, strict=True):
                 row = int(reading.rows[i])
                 found = _told(found, reading, int(i), int(tries))
-                if row not in best or found.p_value < best[row].p_value:
+                if row not in best or _stands(found, best[row]):
                     best[row], stands[row] = found, place
     verdicts = None if candidates is None else [best[row] for row in range(count)]
     solution = _standing(readings, stands)
@@ -208,6 +209,14 @@ def _answer(
         solver,
         None if calibration is None else calibration.sha256,
     )
+
+
+def _stands(later: Verdict, earlier: Verdict) -> bool:
+    """Whether a later reading stands: where it fits a key better, or neither names anybody, as it
+    knows more of the picture."""
+    if later.user is None and earlier.user is None:
+        return True
+    return later.p_value < earlier.p_value
 
 
 def _told(verdict: Verdict, reading: Readings, i: int, attempts: int) -> Verdict:

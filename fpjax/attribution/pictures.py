@@ -8,9 +8,11 @@ import os
 import jax
 import numpy as np
 
+from fpjax.inversion.noise_power import NoisePower, noise_power
 from fpjax.inversion.observation import Gaussian, Observation, Rounded8Bit
 from fpjax.inversion.observation_filtered import Filter, Filtered
 from fpjax.inversion.observation_jpeg import Jpeg
+from fpjax.inversion.problem import Problem, shown
 from fpjax.io.images import from_uint8, read_image
 from fpjax.io.jpeg import JpegHeader, read_jpeg_header
 from fpjax.io.jpeg_dct import JpegError
@@ -23,6 +25,9 @@ RESIZE_FILTER = "bicubic"
 MUCH_NOISE = 0.3
 """Noise that is assumed at first: what was done to a picture as a whole is found before its
 details are."""
+
+LEAST_NOISE, MOST_NOISE = 0.002, 0.5
+"""That is assumed of pictures whose noise is estimated: a fourth of a grey level at least."""
 
 _BELIEVED = 0.75
 """Share of pixels that recovered coefficients must give back."""
@@ -150,13 +155,15 @@ def with_noise(jpeg: Jpeg | None, std: float) -> Observation:
     return jpeg.with_noise(std)
 
 
-def added_noise(residual: float, jpeg: Jpeg | None) -> float:
-    """Noise that was added, from the residual of a rough fit; at least a grey level's fourth."""
-    own = 0.0
-    if jpeg is not None:
-        luma = 64 * jpeg.layout.block_grids[0][0] * jpeg.layout.block_grids[0][1]
-        # Coefficients that stay in the step around zero have less noise than a uniform one: about
-        # half of the power.
-        own = 0.5 * float(np.mean(np.asarray(jpeg.std)[:luma] ** 2)) / 127.5**2
-    power = (residual if np.isfinite(residual) else MUCH_NOISE) ** 2 - own
-    return float(np.clip(np.sqrt(max(power, 0.0)), 0.002, 0.5))
+def added_noise(residual: float) -> float:
+    """Noise that was added before a picture was rounded, from the residual of a rough fit."""
+    noise = residual if np.isfinite(residual) else MUCH_NOISE
+    return float(np.clip(noise, LEAST_NOISE, MOST_NOISE))
+
+
+def more_noise(problem: Problem, unknowns: np.ndarray, jpeg: Jpeg) -> NoisePower:
+    """Noise of a JPEG file beside that of its own tables, of what unknowns (K,) say it shows.
+
+    The problem's observation is the file's, at the file's size.
+    """
+    return noise_power(jpeg, shown(problem, unknowns))

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import log_ndtr
+from jax.scipy.stats import norm
 from jaxtyping import Float, PRNGKeyArray, UInt8
 
 from fpjax.errors import InputError
@@ -95,6 +96,18 @@ def _leaky_clip_jvp(primals, tangents):
     x, leak = primals
     slope = jnp.where(jnp.abs(x) < 1, jnp.ones_like(x), jnp.asarray(leak, x.dtype))
     return jnp.clip(x, -1, 1), tangents[0] * slope
+
+
+def mean_of_clipped(x: Array, std: Array) -> Array:
+    """Mean of x + noise of `std` once it is clipped to [-1, 1]; x itself where there is no noise.
+
+    >>> mean_of_clipped(jnp.asarray([0.0, 1.0]), jnp.float32(0.1)).round(2)
+    Array([0.  , 0.96], dtype=float32)
+    """
+    scale = jnp.maximum(std, 1e-6)
+    low, high = (-1 - x) / scale, (1 - x) / scale
+    inside = x * (norm.cdf(high) - norm.cdf(low)) + scale * (norm.pdf(low) - norm.pdf(high))
+    return jnp.where(std > 0, inside + norm.cdf(-high) - norm.cdf(low), x)
 
 
 def to_8bit(images: Array) -> Array:

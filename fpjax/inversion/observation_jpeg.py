@@ -4,7 +4,8 @@ The encoder clips the picture, transforms it and rounds each coefficient to a mu
 q. So the file states every coefficient with noise that is uniform of width q, a standard deviation
 of q / sqrt(12): small where the eye looks closely, large where it does not. White noise of the same
 power is a poor model of that. Clipping comes before the rounding, so that the generator's picture
-is clipped here too, and overshooting costs nothing.
+is clipped here too, and overshooting costs nothing. Where noise was added before, it was clipped
+with the picture: black and white became greyer.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PRNGKeyArray, UInt8
 
-from fpjax.inversion.observation import leaky_clip, to_8bit
+from fpjax.inversion.observation import leaky_clip, mean_of_clipped, to_8bit
 from fpjax.io.jpeg import dequantised_coefficients, read_jpeg_header
 from fpjax.io.jpeg_dct import (
     YCBCR_FROM_RGB,
@@ -44,6 +45,8 @@ class Jpeg:
       steps: (M,), quantisation steps.
       std: (M,), standard deviation of the coefficients' noise.
       layout: sampling and size of the file.
+      noise: standard deviation of white noise that the picture had before it was compressed, images
+        in [-1, 1]; its power is part of `std`.
 
     >>> from fpjax.attacks import Jpeg as Attack
     >>> seen = Jpeg.of_file(Attack(quality=75).encode(np.zeros((16, 16, 3), np.uint8)))
@@ -55,6 +58,7 @@ class Jpeg:
     steps: Array | np.ndarray
     std: Array | np.ndarray
     layout: JpegLayout = static()
+    noise: Array | float = 0.0
 
     name: ClassVar[str] = "jpeg"
 
@@ -121,7 +125,8 @@ class Jpeg:
             part[:] = (weights**2).sum() / (horizontal * vertical)
         added = np.concatenate(power) * (127.5 * std) ** 2
         total = np.sqrt(np.asarray(self.std) ** 2 + added).astype(np.float32)
-        return dataclasses.replace(self, std=total)
+        noise = np.float32(np.hypot(np.asarray(self.noise), std))
+        return dataclasses.replace(self, std=total, noise=noise)
 
     @property
     def pixel_std(self) -> Array:
@@ -137,7 +142,8 @@ class Jpeg:
         """See `Observation`; what the file states is in the observation, not in the target."""
         del target
         clipped = leaky_clip(image, jnp.asarray(leak, image.dtype))
-        return (jpeg_coefficients(clipped, self.layout) - self.coefficients) / self.std
+        seen = mean_of_clipped(clipped, jnp.asarray(self.noise, image.dtype))
+        return (jpeg_coefficients(seen, self.layout) - self.coefficients) / self.std
 
     def counted(
         self,
@@ -151,9 +157,10 @@ class Jpeg:
     def simulate(
         self, key: PRNGKeyArray, images: Float[Array, "batch height width channels"]
     ) -> UInt8[Array, "batch height width channels"]:
-        """Compresses with the file's tables and decodes; the PRNG key is not used."""
-        del key
-        coefficients = jpeg_coefficients(jnp.clip(images, -1, 1), self.layout)
+        """Clips, adds the noise, compresses with the file's tables and decodes."""
+        noise = jnp.asarray(self.noise) * jax.random.normal(key, images.shape, images.dtype)
+        noisy = jnp.clip(jnp.clip(images, -1, 1) + noise, -1, 1)
+        coefficients = jpeg_coefficients(noisy, self.layout)
         steps = jnp.asarray(self.steps)[None]
         rounded = jnp.rint(coefficients / steps) * steps
         return to_8bit(jpeg_pixels(rounded, self.layout, images.shape[-1]))

@@ -24,6 +24,7 @@ from fpjax.inversion.degradation import Degradation
 from fpjax.inversion.observation import Observation, Rounded8Bit, leaky_clip
 from fpjax.inversion.prior import BoundsPrior, GaussianPrior, Prior
 from fpjax.models.generator import static
+from fpjax.precision import full_precision
 
 Array = jax.Array
 
@@ -233,6 +234,28 @@ class Problem:
         else:
             distance = 0.5 * jnp.sum(self.observation.residual(image, target) ** 2)
         return distance + self.penalty(unknowns)
+
+
+def shown(
+    problem: Problem, unknowns: Float[np.ndarray, " unknowns"]
+) -> Float[np.ndarray, "rows columns channels"]:
+    """What a file shows of unknowns (K,), before its own noise: in [-1, 1], at the file's size.
+
+    >>> from fpjax.fingerprint.scheme import load_scheme
+    >>> problem = Problem(load_scheme("avatars-stylegan2"))
+    >>> shown(problem, np.zeros(problem.num_unknowns, np.float32)).shape
+    (32, 32, 3)
+    """
+    problem = dataclasses.replace(problem, scheme=problem.scheme.without_calibration())
+    return np.asarray(jax.device_get(_shown(*jax.device_put((problem, unknowns)))))
+
+
+@jax.jit
+@full_precision
+def _shown(problem: Problem, unknowns: Array) -> Array:
+    image = problem.degraded(unknowns)
+    change = getattr(problem.observation, "filtered", None)
+    return jnp.clip(image if change is None else change(image, image)[0], -1, 1)
 
 
 def check_images(problem: Problem, images) -> Float[np.ndarray, "batch height width channels"]:

@@ -19,6 +19,7 @@ from fpjax.attribution.pictures import Picture, once_jpeg
 from fpjax.errors import InputError
 from fpjax.fingerprint.basis import Basis
 from fpjax.fingerprint.keys import unpack_words
+from fpjax.inversion.noise_power import NoisePower
 from fpjax.inversion.observation import Gaussian, PerImage, Rounded8Bit
 from fpjax.inversion.observation_filtered import Filtered
 from fpjax.inversion.observation_jpeg import Jpeg as JpegObservation
@@ -98,11 +99,18 @@ def found(monkeypatch, registry, images):
             loss=np.zeros(count, np.float32),
             steps=np.ones(count, np.int32),
             status=np.full(count, Status.SOLVED, np.int32),
-            parameters=None if problem.degradation is None else np.tile(DONE, (count, 1)),
+            parameters=_done(problem.degradation, count),
         )
 
     monkeypatch.setattr(file_reader, "read_files", invert)
     return seen
+
+
+def _done(degradation, count):
+    if degradation is None:
+        return None
+    places = [second_look.DEGRADATION.names.index(name) for name in degradation.names]
+    return np.tile(DONE[places], (count, 1))
 
 
 def _attribute(scheme, pictures, registry, **options):
@@ -264,6 +272,67 @@ def test_a_jpeg_that_explains_nothing_is_doubted(scheme, registry, images, found
         assert verdict.user == "ada" and verdict.attempts == 2
         assert verdict.history.startswith("noise of 0.0") and "JPEG" not in verdict.history
     assert isinstance(found[-1].observation, Gaussian)
+
+
+@pytest.mark.parametrize(
+    ("excess", "std", "more"), [(1.2, 0.1, 1), (1.2, 0.003, 0), (1.02, 0.1, 0)]
+)
+def test_a_jpeg_file_that_leaves_more_than_its_tables_make_is_looked_at_again(
+    scheme, registry, images, found, tmp_path, monkeypatch, excess, std, more
+):
+    for module in (file_reader, second_look):
+        monkeypatch.setattr(module, "more_noise", lambda *given: NoisePower(excess, std))
+    paths = [tmp_path / "0.jpg", tmp_path / "1.jpg"]
+    for path, image in zip(paths, images, strict=True):
+        path.write_bytes(Jpeg(quality=50).encode(image))
+    for verdict in _attribute(scheme, paths, registry, observation="auto").verdicts:
+        assert verdict.user == "ada" and verdict.attempts == 1 + more
+    if not more:
+        assert len(found) == 1
+        return
+    noisy = found[-1].observation
+    np.testing.assert_allclose(noisy.noise, std, rtol=1e-5)
+    assert noisy.std.min() > found[0].observation.std.min()
+    # Nobody asks where only the file is believed.
+    assert _attribute(scheme, paths, registry).verdicts[0].attempts == 1
+
+
+def test_of_two_readings_that_name_nobody_the_second_stands(
+    scheme, registry, images, found, monkeypatch
+):
+    read, first = file_reader.read_files, []
+
+    def invert(problem, targets, solver, **options):
+        solution = read(problem, targets, solver, **options)
+        # Half of the bits wrong, the first time a little less than half.
+        solution.keys[:, : LENGTH // 2 - (not first)] ^= 1
+        first.append(solution)
+        return solution
+
+    monkeypatch.setattr(file_reader, "read_files", invert)
+    noisy = GaussianNoise(std=0.05)(jax.random.key(0), images)
+    answer = _attribute(scheme, noisy, registry, observation="auto")
+    assert [verdict.user for verdict in answer.verdicts] == [None, None]
+    assert all(verdict.history.startswith("noise of 0.0") for verdict in answer.verdicts)
+    np.testing.assert_array_equal(answer.keys, first[-1].keys)
+
+
+def test_a_picture_that_the_first_look_came_near_needs_no_windows(
+    scheme, registry, images, found, monkeypatch
+):
+    read, starts = file_reader.read_files, []
+
+    def invert(problem, targets, solver, **options):
+        starts.append(options["starts"])
+        return read(problem, targets, solver, **options)
+
+    monkeypatch.setattr(file_reader, "read_files", invert)
+    for std, near in ((0.05, True), (0.15, False)):
+        starts.clear()
+        noisy = GaussianNoise(std=std)(jax.random.key(0), images)
+        _attribute(scheme, noisy, registry, observation="auto")
+        # The first look has the usual start.
+        assert starts[0] is None and (starts[1] is not None) == near
 
 
 def test_a_clean_file_is_tried_once_and_pays_for_one_try(scheme, registry, images, found):
