@@ -212,11 +212,12 @@ def _answer(
 
 
 def _stands(later: Verdict, earlier: Verdict) -> bool:
-    """Whether a later reading stands: where it fits a key better, or neither names anybody, as it
-    knows more of the picture."""
-    if later.user is None and earlier.user is None:
-        return True
-    return later.p_value < earlier.p_value
+    """Whether a later reading stands, which knows more of the picture: where neither finds a key,
+    or it fits one as well."""
+    found = (Reason.ATTRIBUTED, Reason.REVOKED)
+    if later.reason not in found and earlier.reason not in found:
+        return later.reason != Reason.NOT_FINITE
+    return later.p_value <= earlier.p_value
 
 
 def _told(verdict: Verdict, reading: Readings, i: int, attempts: int) -> Verdict:

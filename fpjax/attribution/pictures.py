@@ -8,6 +8,8 @@ import os
 import jax
 import numpy as np
 
+from fpjax.fingerprint.scheme import Scheme
+from fpjax.inversion.degradation import Degradation
 from fpjax.inversion.noise_power import NoisePower, noise_power
 from fpjax.inversion.observation import Gaussian, Observation, Rounded8Bit
 from fpjax.inversion.observation_filtered import Filter, Filtered
@@ -157,13 +159,23 @@ def with_noise(jpeg: Jpeg | None, std: float) -> Observation:
 
 def added_noise(residual: float) -> float:
     """Noise that was added before a picture was rounded, from the residual of a rough fit."""
-    noise = residual if np.isfinite(residual) else MUCH_NOISE
-    return float(np.clip(noise, LEAST_NOISE, MOST_NOISE))
+    return residual if np.isfinite(residual) else MUCH_NOISE
 
 
-def more_noise(problem: Problem, unknowns: np.ndarray, jpeg: Jpeg) -> NoisePower:
+def on_device(scheme: Scheme, degradation: Degradation | None = None) -> Problem:
+    """A problem for `more_noise`, put there once."""
+    return jax.device_put(Problem(scheme.without_calibration(), degradation=degradation))
+
+
+def more_noise(
+    problem: Problem, unknowns: np.ndarray, observation: Observation, jpeg: Jpeg
+) -> NoisePower:
     """Noise of a JPEG file beside that of its own tables, of what unknowns (K,) say it shows.
 
-    The problem's observation is the file's, at the file's size.
+    Args:
+      problem: as `on_device` gives it.
+      unknowns: (K,).
+      observation: of the file, whose filter brings pictures to its size where it has one.
+      jpeg: the file.
     """
-    return noise_power(jpeg, shown(problem, unknowns))
+    return noise_power(jpeg, shown(problem, unknowns, getattr(observation, "filter", None)))

@@ -1,17 +1,16 @@
-"""A second look at pictures that the file alone does not explain.
+"""A second look at pictures of which the file alone does not explain all.
 
-It does not know what was done to a picture. It looks for a window, a kernel and a map of colours as
-unknowns of the inversion, and for noise of unknown power. Much noise is assumed first, and less
-from where the last inversion ended, until what is left is what was assumed. While the noise is a
-guess, a look of the default solver is one Jacobian.
+It does not know what was done to a picture. It looks for a turn, a window, a kernel and a map of
+colours as unknowns of the inversion, and for noise of unknown power. Much noise is assumed first,
+and less from where the last inversion ended, until what is left is what was assumed. While the
+noise is a guess, a look of the default solver is one Jacobian.
 
-A picture that the first look came near has no window that starts would have to be found for. A JPEG
-file that its tables explain, but for more noise than they make, has none at all.
+Where the first look came near, the second starts from what it found; elsewhere from the likeliest
+windows and turns.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -26,6 +25,7 @@ from fpjax.attribution.pictures import (
     Picture,
     added_noise,
     more_noise,
+    on_device,
     once_jpeg,
     sized,
     with_noise,
@@ -43,11 +43,8 @@ from fpjax.io.images import from_uint8
 _ROUNDING = 0.0035
 """Residual up to which nothing but rounding to 8 bits is left: 1.5 times that."""
 
-DEGRADATION = Degradation()
+DEGRADATION = Degradation(("turn", "window", "kernel", "colours"))
 """What is looked for in pictures that nothing simpler explains."""
-
-_WHOLE = Degradation(("kernel", "colours"))
-"""What is looked for in JPEG files that their tables nearly explain."""
 
 _NEAR = 0.08
 """Residual of the first look up to which the second starts where that ended. Of four files each,
@@ -79,7 +76,7 @@ _MUCH_NEARER = 0.5
 def second_look(
     reader: FileReader, pictures: list[Picture], rows: np.ndarray, first: Solution
 ) -> Readings:
-    """Another look at pictures that the file alone does not explain.
+    """Another look at pictures of which the file alone does not explain all.
 
     Args:
       reader: who reads.
@@ -99,13 +96,13 @@ def second_look(
     left = np.ones(len(rows), bool)
     if parts:
         left[tried[believed]] = False
-    whole = np.array([picture.jpeg is not None for picture in chosen])
-    whole &= first.noise_ratio[rows] <= LEAST_EXPLAINED
-    for these, degradation in ((left & whole, _WHOLE), (left & ~whole, DEGRADATION)):
-        if these.any():
-            mine = [picture for picture, chosen_ in zip(chosen, these, strict=True) if chosen_]
-            solution = first.take(rows[these])
-            parts.append(_degraded(reader, mine, rows[these], solution, degradation))
+    near = np.array([picture.jpeg is not None for picture in chosen])
+    near &= first.noise_ratio[rows] <= LEAST_EXPLAINED
+    near |= first.residual[rows] <= _NEAR
+    rest = np.flatnonzero(left)
+    if len(rest):
+        mine = [chosen[i] for i in rest]
+        parts.append(_degraded(reader, mine, rows[rest], first.take(rows[rest]), near[rest]))
     return Readings.together(parts)
 
 
@@ -130,14 +127,14 @@ def _degraded(
     pictures: list[Picture],
     rows: np.ndarray,
     first: Solution,
-    degradation: Degradation,
+    near: np.ndarray,
 ) -> Readings:
     """Pictures that were degraded somehow: what was done is looked for, and how much noise is
-    left, from much to little."""
+    left, from much to little. Those that are near begin where the first look ended."""
     shape = reader.scheme.generator.image_shape
     plain = [functools.partial(_noisy, picture, shape, filter=None) for picture in pictures]
-    rough, limits = _roughly(reader, pictures, plain, first, degradation)
-    std = _noise_left(reader, rough, pictures, plain, degradation)
+    rough, limits = _roughly(reader, pictures, plain, first, near)
+    std = _noise_left(reader, rough, pictures, plain, DEGRADATION)
     resizes = _resizes(reader.scheme, rough, pictures)
     parts, done = [], np.zeros(len(pictures), bool)
     tried = np.array([i for i, found in enumerate(resizes) if found is not None], int)
@@ -150,14 +147,13 @@ def _degraded(
     left = np.flatnonzero(~done)
     if len(left):
         chosen = [pictures[i] for i in left]
-        solution, limits = _with_less_noise(
+        solution, limits, std = _with_less_noise(
             reader, chosen, [plain[i] for i in left], rough.take(left), limits[left], std[left],
-            degradation=degradation,
+            degradation=DEGRADATION,
         )  # fmt: skip
         assert solution.parameters is not None
-        words = [degradation.words(values) for values in solution.parameters]
-        stds = _noise_left(reader, solution, chosen, [plain[i] for i in left], degradation)
-        parts.append(_told(chosen, rows[left], solution, limits, words, stds))
+        words = [DEGRADATION.words(values) for values in solution.parameters]
+        parts.append(_told(chosen, rows[left], solution, limits, words, std))
     return Readings.together(parts)
 
 
@@ -166,27 +162,22 @@ def _roughly(
     pictures: list[Picture],
     observe: list[Callable[[float], Observation]],
     first: Solution,
-    degradation: Degradation,
+    near: np.ndarray,
 ) -> tuple[Solution, np.ndarray]:
-    """One Jacobian with much noise assumed: from the first look where that came near, from the
-    likeliest windows elsewhere."""
-    near = first.residual <= _NEAR
-    if degradation == _WHOLE:
-        near = np.isfinite(first.residual)
-    starts = Problem(reader.scheme, degradation=degradation).unknowns_of(
-        first.alpha, first.soft_bits
-    )
+    """One Jacobian each with much noise assumed."""
+    problem = Problem(reader.scheme, degradation=DEGRADATION)
+    ended = problem.unknowns_of(first.alpha, first.soft_bits)[:, None]
     order, parts, limits = [], [], []
-    for these, begin in ((np.flatnonzero(near), starts[:, None]), (np.flatnonzero(~near), None)):
-        if not len(these):
-            continue
-        found, limit = reader.invert(
-            [observe[i](MUCH_NOISE) for i in these], [pictures[i] for i in these], reader.rough,
-            starts=None if begin is None else begin[these], degradation=degradation,
-        )  # fmt: skip
-        order.append(these)
-        parts.append(found)
-        limits.append(limit)
+    for these, starts in ((np.flatnonzero(near), ended), (np.flatnonzero(~near), None)):
+        if len(these):
+            found, limit = reader.invert(
+                [observe[i](MUCH_NOISE) for i in these], [pictures[i] for i in these],
+                reader.rough, starts=None if starts is None else starts[these],
+                degradation=DEGRADATION,
+            )  # fmt: skip
+            order.append(these)
+            parts.append(found)
+            limits.append(limit)
     back = np.argsort(np.concatenate(order))
     return Solution.concatenate(parts).take(back), np.concatenate(limits)[back]
 
@@ -228,12 +219,11 @@ def _resized(
     ]
     errors = np.array([found.error for found in resizes])
     std = _noise_left(reader, rough, pictures, observe, None, errors)
-    solution, limits = _with_less_noise(
+    solution, limits, std = _with_less_noise(
         reader, pictures, observe, rough, np.zeros(len(pictures)), std
     )
     words = [found.words for found in resizes]
-    stds = _noise_left(reader, solution, pictures, observe, None)
-    return _told(pictures, np.arange(len(pictures)), solution, limits, words, stds)
+    return _told(pictures, np.arange(len(pictures)), solution, limits, words, std)
 
 
 def _with_less_noise(
@@ -245,12 +235,15 @@ def _with_less_noise(
     std: np.ndarray,
     *,
     degradation: Degradation | None = None,
-) -> tuple[Solution, np.ndarray]:
+) -> tuple[Solution, np.ndarray, np.ndarray]:
     """A rough solution that leaves noise of `std`, made finer with less and less noise assumed.
 
     What leaves about as much as was assumed at first is left as it is: no key is read from that.
+
+    Returns:
+      The solution, the residuals up to which pictures count as explained, and the noise left, (n,).
     """
-    noise = np.full(len(pictures), MUCH_NOISE)
+    noise, std = np.full(len(pictures), MUCH_NOISE), std.copy()
     rough = np.zeros(len(pictures), bool)
     left = np.arange(len(pictures))
     for look in range(1, _LOOKS):
@@ -281,8 +274,11 @@ def _with_less_noise(
                 choose, starts=starts[:, None], degradation=degradation,
             )  # fmt: skip
             solution = replaced(solution, rows, found)
-        std = _noise_left(reader, solution, pictures, observe, degradation)
-    return solution, limits
+        std[left] = _noise_left(
+            reader, solution.take(left), [pictures[i] for i in left], [observe[i] for i in left],
+            degradation,
+        )  # fmt: skip
+    return solution, limits, std
 
 
 def _noise_left(
@@ -300,7 +296,7 @@ def _noise_left(
       residual: (n,) of pictures that are no JPEG files; by default the solution's.
     """
     residual = solution.residual if residual is None else residual
-    problem = Problem(reader.scheme, degradation=degradation)
+    problem = on_device(reader.scheme, degradation)
     points = problem.unknowns_of(
         solution.alpha, solution.soft_bits, None if degradation is None else solution.parameters
     )
@@ -309,8 +305,7 @@ def _noise_left(
         if picture.jpeg is None:
             stds.append(added_noise(float(residual[row])))
             continue
-        seen = dataclasses.replace(problem, observation=observe[row](0.0))
-        stds.append(more_noise(seen, points[row], picture.jpeg).std)
+        stds.append(more_noise(problem, points[row], observe[row](0.0), picture.jpeg).std)
     return np.clip(stds, LEAST_NOISE, MOST_NOISE)
 
 

@@ -13,7 +13,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, PRNGKeyArray
 
 from fpjax.inversion.observation import to_8bit
 from fpjax.inversion.observation_jpeg import Jpeg
@@ -58,12 +58,7 @@ def noise_power(jpeg: Jpeg, picture: Float[np.ndarray, "height width channels"])
     >>> 0.09 < noise_power(file(noisy), ramp).std < 0.11
     True
     """
-    rng = np.random.default_rng(0)
-    noise, roundings = (
-        rng.standard_normal(shape).astype(np.float32)
-        for shape in (picture.shape, np.shape(jpeg.coefficients))
-    )
-    given = jax.device_put((jpeg, np.asarray(picture, np.float32), _STDS, noise, roundings))
+    given = jax.device_put((jpeg, np.asarray(picture, np.float32), _STDS, jax.random.key(0)))
     found, left = (np.asarray(x, np.float64) for x in jax.device_get(_left(*given)))
     if not np.isfinite(found) or not np.isfinite(left).all():
         return NoisePower(np.inf, float(_STDS[-1]))
@@ -74,14 +69,15 @@ def noise_power(jpeg: Jpeg, picture: Float[np.ndarray, "height width channels"])
 
 @jax.jit
 @full_precision
-def _left(
-    jpeg: Jpeg, picture: Array, stds: Array, noise: Array, roundings: Array
-) -> tuple[Array, Array]:
+def _left(jpeg: Jpeg, picture: Array, stds: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
     """Residuals in units of the file's noise: of the file, (), and of compressions (S,)."""
+    key_noise, key_own = jax.random.split(key)
+    noise = jax.random.normal(key_noise, picture.shape)
     picture = jnp.clip(picture, -1, 1)
     plain = jpeg_coefficients(picture, jpeg.layout)
-    # Those to whole levels on the way to the coefficients, which their noise has beside the steps'.
-    own = jnp.sqrt(jnp.maximum(jpeg.std**2 - jpeg.steps**2 / 12, 0)) * roundings
+    # Roundings to whole levels before the quantisation, which the noise has beside the steps'.
+    own = jnp.sqrt(jnp.maximum(jpeg.std**2 - jpeg.steps**2 / 12, 0))
+    own = own * jax.random.normal(key_own, plain.shape)
 
     def residual(coefficients: Array) -> Array:
         return jnp.sqrt(jnp.mean(jnp.square((coefficients - plain) / jpeg.std)))

@@ -10,6 +10,7 @@ arguments of the programs that take it.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -237,25 +238,31 @@ class Problem:
 
 
 def shown(
-    problem: Problem, unknowns: Float[np.ndarray, " unknowns"]
+    problem: Problem,
+    unknowns: Float[np.ndarray, " unknowns"],
+    filter: Callable[[Array], Array] | None = None,
 ) -> Float[np.ndarray, "rows columns channels"]:
-    """What a file shows of unknowns (K,), before its own noise: in [-1, 1], at the file's size.
+    """What a file shows of unknowns (K,), before its own noise, in [-1, 1].
+
+    Args:
+      problem: without calibration; put it on the device where many are asked for.
+      unknowns: (K,).
+      filter: a pytree that brings pictures to the file's size, or None.
 
     >>> from fpjax.fingerprint.scheme import load_scheme
-    >>> problem = Problem(load_scheme("avatars-stylegan2"))
+    >>> problem = Problem(load_scheme("avatars-stylegan2").without_calibration())
     >>> shown(problem, np.zeros(problem.num_unknowns, np.float32)).shape
     (32, 32, 3)
     """
-    problem = dataclasses.replace(problem, scheme=problem.scheme.without_calibration())
-    return np.asarray(jax.device_get(_shown(*jax.device_put((problem, unknowns)))))
+    given = jax.device_put((problem, filter, unknowns))
+    return np.asarray(jax.device_get(_shown(*given)))
 
 
 @jax.jit
 @full_precision
-def _shown(problem: Problem, unknowns: Array) -> Array:
-    image = problem.degraded(unknowns)
-    change = getattr(problem.observation, "filtered", None)
-    return jnp.clip(image if change is None else change(image, image)[0], -1, 1)
+def _shown(problem: Problem, filter: Callable[[Array], Array] | None, unknowns: Array) -> Array:
+    image = jnp.clip(problem.degraded(unknowns), -1, 1)
+    return image if filter is None else jnp.clip(filter(image), -1, 1)
 
 
 def check_images(problem: Problem, images) -> Float[np.ndarray, "batch height width channels"]:

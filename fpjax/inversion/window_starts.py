@@ -1,9 +1,10 @@
-"""Where inversions start when a window of the picture may have become the file.
+"""Where inversions start when a window of the picture, or a turned picture, may be the file.
 
 A generator knows where things are in its pictures, so that a shift by a pixel leads an inversion
 from the usual start into another valley. Windows are tried by forward passes alone: the file is
 put back where a window would have taken it from, read as a plain file's start is, decoded, and the
 window of that is compared with the file. The best few are starts; the inversion does the rest.
+Where turns are looked for, the whole picture is tried at a number of angles, too.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from fpjax.errors import InputError
-from fpjax.inversion.degradation import Degradation
+from fpjax.inversion.degradation import Degradation, turned
 from fpjax.inversion.observation import Gaussian
 from fpjax.inversion.problem import Problem
 from fpjax.inversion.starts import encoder_readings, linear_read_out, nearer_start
@@ -31,7 +32,8 @@ _REACH = 2
 """Shifts that are tried, in steps each way."""
 _SIZES = (0.95, 0.9, 0.85)
 """Sides of the cropped windows that are tried."""
-_WINDOW = Degradation(("window",))
+_ANGLES = 1.5 * np.arange(1, 9)
+"""Angles that are tried each way, in degrees."""
 _TAKEN_NEARER = ((8, 6), (2, 16), (1, 48))
 """Rounds in which the best windows are taken nearer: how many, as a multiple of the starts, and for
 how many forward passes each."""
@@ -67,36 +69,73 @@ def windows() -> Float[np.ndarray, "windows 4"]:
     return np.asarray([edges for _, edges in found], np.float32)
 
 
-def _inverse(window: Array) -> Array:
-    """The window of the file that shows what the picture had before `window` was taken from it."""
-    top, left, bottom, right = window
+def _placed(degradation: Degradation) -> Degradation:
+    """The part of a degradation that moves things."""
+    return Degradation(tuple(part for part in ("turn", "window") if part in degradation.parts))
+
+
+def _tried(placed: Degradation) -> Float[np.ndarray, "tries parameters"]:
+    """Parameters that are tried, nothing first: windows, and where they are looked for turns."""
+    tried = windows()
+    if "turn" in placed.parts:
+        angles = np.zeros((2 * len(_ANGLES), 5), np.float32)
+        angles[:, 0] = np.stack([_ANGLES, -_ANGLES], axis=1).ravel()
+        tried = np.concatenate([np.pad(tried, ((0, 0), (1, 0))), angles])
+    return tried
+
+
+def _inverse(parameters: Array) -> Array:
+    """Parameters that show of the file what the picture had before; it was turned or a window was
+    taken from it, not both."""
+    top, left, bottom, right = parameters[-4:]
     rows, columns = 1 + bottom - top, 1 + right - left
-    return jnp.stack([-top / rows, -left / columns, (1 - top) / rows - 1, (1 - left) / columns - 1])
+    back = [-top / rows, -left / columns, (1 - top) / rows - 1, (1 - left) / columns - 1]
+    return jnp.stack([*-parameters[:-4], *back])
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnums=2)
 @full_precision
-def _put_back(image: Array, windows: Array) -> Array:
-    return jax.vmap(lambda window: jnp.clip(_WINDOW(image, _inverse(window)), -1, 1))(windows)
+def _put_back(image: Array, tried: Array, placed: Degradation) -> Array:
+    def back(given: Array) -> Array:
+        inverse, picture = _inverse(given), image
+        if "turn" in placed.parts:  # what was turned out of the picture is not black
+            picture = turned(picture, inverse[0], None)
+        return jnp.clip(Degradation(("window",))(picture, inverse[-4:]), -1, 1)
+
+    return jax.vmap(back)(tried)
 
 
-@functools.partial(jax.jit, static_argnums=4)
+@functools.partial(jax.jit, static_argnums=(4, 5))
 @full_precision
-def _errors(problem: Problem, unknowns: Array, windows: Array, image: Array, batch: int) -> Array:
-    """Mean squared differences (N,) of a file and the windows (N, 4) of decoded unknowns (N, K)."""
+def _errors(
+    problem: Problem,
+    unknowns: Array,
+    tried: Array,
+    image: Array,
+    placed: Degradation,
+    batch: int,
+) -> Array:
+    """Mean squared differences (N,) of a file and what parameters (N, P) make of decoded unknowns
+    (N, K)."""
 
     def error(operands):
-        point, window = operands
-        made = _WINDOW(jnp.clip(problem.image(point), -1, 1), window)
+        point, given = operands
+        made = placed(jnp.clip(problem.image(point), -1, 1), given)
         return jnp.mean(jnp.square(made - image))
 
-    return jax.lax.map(error, (unknowns, windows), batch_size=batch)
+    return jax.lax.map(error, (unknowns, tried), batch_size=batch)
 
 
-@functools.partial(jax.jit, static_argnums=5)
+@functools.partial(jax.jit, static_argnums=(5, 6))
 @full_precision
 def _nearer(
-    problem: Problem, unknowns: Array, backs: Array, windows: Array, image: Array, steps: int
+    problem: Problem,
+    unknowns: Array,
+    backs: Array,
+    tried: Array,
+    image: Array,
+    placed: Degradation,
+    steps: int,
 ):
     """Starts (N, K) taken nearer to what was put back, and their errors (N,) at the file."""
 
@@ -106,7 +145,7 @@ def _nearer(
         return nearer_start(problem, unknowns, back, steps)
 
     nearer = jax.lax.map(taken, (unknowns, backs))
-    return nearer, _errors(problem, nearer, windows, image, len(unknowns))
+    return nearer, _errors(problem, nearer, tried, image, placed, len(unknowns))
 
 
 def has_window(problem: Problem) -> bool:
@@ -124,7 +163,8 @@ def window_starts(
     images: Float[np.ndarray, "batch height width channels"],
     num_starts: int = NUM_STARTS,
 ) -> Float[np.ndarray, "batch starts unknowns"]:
-    """Starts (B, S, K) of files of which a window may have been taken, the likeliest first.
+    """Starts (B, S, K) of files that may be a window of the picture, or turned, the likeliest
+    first.
 
     Where fewer than S are likely, the first is repeated.
 
@@ -144,26 +184,29 @@ def window_starts(
             "the scheme has no start for inversions: make one with fpjax.calibrate(scheme, key), "
             "or pass starts"
         )
-    tried = windows()
+    placed = _placed(degradation)
+    tried = _tried(placed)
     plain = jax.device_put(Problem(scheme, Gaussian(_NOISE)).prepared())
-    named = [degradation.names.index(name) for name in _WINDOW.names]
+    named = [degradation.names.index(name) for name in placed.names]
     free = scheme.num_alpha
     starts = np.zeros((len(images), num_starts, problem.num_unknowns), np.float32)
     for row, image in enumerate(images):
-        back = np.asarray(jax.device_get(_put_back(*jax.device_put((image, tried)))))
+        back = np.asarray(jax.device_get(_put_back(*jax.device_put((image, tried)), placed)))
         if start is not None:
             read = linear_read_out(start, back)
         else:
             read, _ = encoder_readings(scheme, back, rereadings=0)
         given = jax.device_put((read, tried, image))
-        errors = np.asarray(jax.device_get(_errors(plain, *given, _DECODED)))
+        errors = np.asarray(jax.device_get(_errors(plain, *given, placed, _DECODED)))
         window = tried
         for rivals, steps in _TAKEN_NEARER:
             chosen = _apart(errors, window, num_starts * rivals)
             read, window, back, errors = (x[chosen] for x in (read, window, back, errors))
             if plain.average_rows is not None:  # encoders' and old calibrations have none
                 given = jax.device_put((read, back, window, image))
-                read, errors = map(np.asarray, jax.device_get(_nearer(plain, *given, steps)))
+                read, errors = map(
+                    np.asarray, jax.device_get(_nearer(plain, *given, placed, steps))
+                )
         errors = np.nan_to_num(errors, nan=np.inf)
         order = np.argsort(errors, kind="stable")[:num_starts]
         # A start that repeats the first takes no steps.

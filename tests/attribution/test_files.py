@@ -13,8 +13,8 @@ from PIL import Image
 
 import fpjax
 from fpjax.attacks import GaussianNoise, Jpeg, Rescale, Resize
-from fpjax.attribution import file_reader, second_look
-from fpjax.attribution.decision import Reason
+from fpjax.attribution import file_reader, files, second_look
+from fpjax.attribution.decision import Reason, Verdict
 from fpjax.attribution.pictures import Picture, once_jpeg
 from fpjax.errors import InputError
 from fpjax.fingerprint.basis import Basis
@@ -286,7 +286,8 @@ def test_a_jpeg_file_that_leaves_more_than_its_tables_make_is_looked_at_again(
     for path, image in zip(paths, images, strict=True):
         path.write_bytes(Jpeg(quality=50).encode(image))
     for verdict in _attribute(scheme, paths, registry, observation="auto").verdicts:
-        assert verdict.user == "ada" and verdict.attempts == 1 + more
+        assert verdict.user == "ada" and verdict.attempts == 1 + more and verdict.explained
+        assert ("noise of 0.100 and JPEG 50" if more else "JPEG 50") == verdict.history
     if not more:
         assert len(found) == 1
         return
@@ -295,6 +296,32 @@ def test_a_jpeg_file_that_leaves_more_than_its_tables_make_is_looked_at_again(
     assert noisy.std.min() > found[0].observation.std.min()
     # Nobody asks where only the file is believed.
     assert _attribute(scheme, paths, registry).verdicts[0].attempts == 1
+
+
+def test_files_of_all_kinds_are_read_together(
+    scheme, registry, images, found, tmp_path, monkeypatch
+):
+    for module in (file_reader, second_look):
+        monkeypatch.setattr(module, "more_noise", lambda *given: NoisePower(1.2, 0.1))
+    far = np.asarray(255 - images[:1], np.uint8)
+    noisy = GaussianNoise(std=0.05)(jax.random.key(0), images[:1])
+    paths = [tmp_path / name for name in ("clean.png", "noisy.png", "far.png", "noisy.jpg")]
+    for path, image in zip(paths, (images[0], noisy[0], far[0]), strict=False):
+        save_image(path, image)
+    paths[3].write_bytes(Jpeg(quality=50).encode(images[1]))
+    answer = _attribute(scheme, paths, registry, observation="auto")
+    assert [verdict.attempts for verdict in answer.verdicts] == [1, 2, 2, 2]
+    assert answer.verdicts[3].history == "noise of 0.100 and JPEG 50"
+
+
+def test_a_revoked_key_that_the_first_reading_finds_is_told():
+    first = Verdict(None, Reason.REVOKED, 61, LENGTH, 1e-9, 30.0, False, "ada")
+    nothing = Verdict(None, Reason.NOT_EXPLAINED, 37, LENGTH, 1.0, 1.0, False, "blaise")
+    broken = dataclasses.replace(nothing, reason=Reason.NOT_FINITE)
+    as_well = dataclasses.replace(first, reason=Reason.ATTRIBUTED, user="ada")
+    assert not files._stands(nothing, first) and files._stands(first, nothing)
+    assert files._stands(nothing, nothing) and not files._stands(broken, nothing)
+    assert files._stands(as_well, as_well)
 
 
 def test_of_two_readings_that_name_nobody_the_second_stands(

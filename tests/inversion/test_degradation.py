@@ -8,10 +8,18 @@ import numpy as np
 import pytest
 
 import fpjax
-from fpjax.attacks import Brightness, Contrast, CropResize, GaussianBlur, Saturation, Shift
+from fpjax.attacks import (
+    Brightness,
+    Contrast,
+    CropResize,
+    GaussianBlur,
+    Rotate,
+    Saturation,
+    Shift,
+)
 from fpjax.errors import InputError
 from fpjax.inversion.candidates import invert_candidates
-from fpjax.inversion.degradation import Degradation
+from fpjax.inversion.degradation import PARTS, Degradation
 from fpjax.inversion.information import key_information
 from fpjax.inversion.observation import Gaussian, Rounded8Bit
 from fpjax.inversion.problem import Problem
@@ -63,6 +71,16 @@ def test_it_is_the_attack_of_some_parameters_but_for_rounding(attack, values, le
     assert np.abs(made - attacked).max() <= levels * LEVEL
 
 
+@pytest.mark.parametrize("degrees", [3.0, -7.5, 90.0])
+def test_a_turn_is_pillow_s_rotation_but_for_rounding(degrees):
+    attacked = Rotate(degrees=degrees)(None, PICTURE[None])[0].astype(np.float32) / 127.5 - 1
+    made = Degradation(("turn",))(
+        jnp.asarray(PICTURE, jnp.float32) / 127.5 - 1, jnp.asarray([degrees])
+    )
+    # Pillow cuts off what is less than a level.
+    assert np.abs(np.clip(made, -1, 1) - attacked).max() <= 1.01 * LEVEL
+
+
 def test_a_crop_is_a_window_but_for_its_border():
     attack = CropResize(side=0.9, position="centre")
     attacked = attack(jax.random.key(0), PICTURE[None])[0].astype(np.float32) / 127.5 - 1
@@ -75,7 +93,7 @@ def test_a_crop_is_a_window_but_for_its_border():
 
 
 def test_nothing_is_done_where_all_parameters_are_zero():
-    degradation = Degradation()
+    degradation = Degradation(tuple(PARTS))
     image = jnp.asarray(_picture())
     made = degradation(image, jnp.zeros(len(degradation.names)))
     np.testing.assert_allclose(made, image, atol=1e-6)
@@ -83,7 +101,7 @@ def test_nothing_is_done_where_all_parameters_are_zero():
 
 
 def test_its_derivatives_are_those_of_finite_differences():
-    degradation = Degradation()
+    degradation = Degradation(tuple(PARTS))
     image = jnp.asarray(_picture())
     rng = np.random.default_rng(1)
     point = jnp.asarray(0.3 * degradation.std * rng.normal(size=len(degradation.names)), "f4")
@@ -98,7 +116,7 @@ def test_its_derivatives_are_those_of_finite_differences():
 def test_parts_are_named_and_in_order():
     assert Degradation(("kernel", "colours")).names[0] == "tap 1"
     for parts in ((), ("colours", "kernel"), ("rotation",)):
-        with pytest.raises(InputError, match="window, kernel, colours, in that order"):
+        with pytest.raises(InputError, match="turn, window, kernel, colours, in that order"):
             Degradation(parts)
 
 
@@ -179,6 +197,28 @@ def test_a_crop_s_window_is_among_the_starts():
     # To a pixel: the windows that are tried are that far apart. The whole picture is two away.
     far = np.abs(found - [1, 1, -2, -2]).max(-1)
     assert (far.min(1) <= 1.01).all()
+
+
+def test_a_turned_picture_s_angle_is_among_the_starts_and_found():
+    scheme = fpjax.load_scheme("avatars-stylegan2/robust")
+    keys = fpjax.sample_keys(jax.random.key(8), 2, scheme.key_length)
+    images = fpjax.generate(scheme, jax.random.key(9), keys).images
+    degrees = np.asarray([4.0, -2.0])
+    images = np.concatenate(
+        [
+            Rotate(degrees=float(d))(None, image[None])
+            for d, image in zip(degrees, images, strict=True)
+        ]
+    )
+    degradation = Degradation(("turn", "window"))
+    problem = Problem(scheme, Gaussian(0.05), degradation=degradation)
+    starts = window_starts(problem, images.astype(np.float32) / 127.5 - 1)
+    angles = starts[..., scheme.num_alpha]
+    assert (np.abs(angles - degrees[:, None]).min(1) <= 1).all()
+    found = fpjax.invert(problem, images, fpjax.LevenbergMarquardt(max_steps=4))
+    np.testing.assert_allclose(found.parameters[:, 0], degrees, atol=0.5)
+    assert (found.keys == keys).mean() > 0.9
+    assert degradation.words(found.parameters[0]).startswith("a turn by ")
 
 
 def test_starts_know_which_window_was_taken():

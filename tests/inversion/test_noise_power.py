@@ -5,11 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import fpjax
 from fpjax.attacks import GaussianNoise
 from fpjax.attacks import Jpeg as Attack
 from fpjax.inversion.noise_power import noise_power
 from fpjax.inversion.observation import mean_of_clipped, to_8bit
+from fpjax.inversion.observation_filtered import Filter
 from fpjax.inversion.observation_jpeg import Jpeg
+from fpjax.inversion.problem import shown
+from fpjax.models.linear import linear_generator
 
 
 def _picture(side=64):
@@ -36,6 +40,18 @@ def test_noise_before_compression_is_measured(quality, subsampling):
         found = noise_power(_file(picture, std, quality, subsampling), picture)
         assert found.excess > 1.08
         np.testing.assert_allclose(found.std, std, rtol=0.15)
+
+
+def test_noise_is_measured_of_files_of_another_size_through_their_filter():
+    generator = linear_generator()
+    basis = fpjax.fit_basis(generator, jax.random.key(0), 100, metric="latent")
+    problem = fpjax.Problem(fpjax.Scheme.create(generator, basis, key_length=4, strength=0.5))
+    unknowns = np.zeros(problem.num_unknowns, np.float32)
+    small = Filter.resize(8, 8, (6, 5), "bicubic")
+    picture = np.asarray(shown(problem, unknowns))
+    seen = shown(problem, unknowns, small)
+    assert picture.shape == (8, 8, 1) and seen.shape == (6, 5, 1)
+    np.testing.assert_allclose(seen, np.clip(small(jnp.asarray(picture)), -1, 1), atol=1e-6)
 
 
 def test_another_picture_is_much_noise_and_one_that_is_not_finite_the_most():
