@@ -200,7 +200,7 @@ def shift(images, down, right) -> jax.Array:
 
 @jax.jit
 @full_precision
-def rotate(images, degrees, fill: float = -1.0) -> jax.Array:
+def rotate(images, degrees, fill: float | None = -1.0) -> jax.Array:
     """Rotates counter-clockwise about the centre, as the attack `Rotate` with "bicubic".
 
     Pillow cuts off fractions of a level when it rotates, so the attack is darker by half a level.
@@ -210,7 +210,7 @@ def rotate(images, degrees, fill: float = -1.0) -> jax.Array:
     Args:
       images: (..., H, W, C).
       degrees: scalar; traced.
-      fill: value of pixels that come from outside.
+      fill: value of pixels that come from outside; None repeats the edge.
 
     >>> turned = rotate(jnp.arange(9.0).reshape(3, 3, 1), 90.0)
     >>> turned[..., 0].round().astype(int).tolist()
@@ -243,5 +243,7 @@ def rotate(images, degrees, fill: float = -1.0) -> jax.Array:
             taken = jnp.take(flat, (source_row * width + source_column).reshape(-1), axis=-2)
             weight = jnp.broadcast_to(weight[..., None], images.shape)
             out = out + weight * taken.reshape(images.shape)
+    if fill is None:
+        return out
     inside = jnp.broadcast_to(inside[..., None], images.shape)
     return jnp.where(inside, out, jnp.asarray(fill, images.dtype))

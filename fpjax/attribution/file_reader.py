@@ -19,7 +19,7 @@ from fpjax.fingerprint.scheme import Scheme
 from fpjax.inversion.degradation import Degradation
 from fpjax.inversion.driver import invert
 from fpjax.inversion.encoder_reader import EncoderReader
-from fpjax.inversion.observation import Observation, PerImage
+from fpjax.inversion.observation import ROUNDING_STD, Observation, PerImage
 from fpjax.inversion.problem import Problem
 from fpjax.inversion.readers import (
     LEAST_EXPLAINED,
@@ -49,7 +49,8 @@ _PROMISING = 3.0
 _MORE = 1.08
 """Residual of a JPEG file, in units of what its tables make of the picture that was found, from
 which on more has happened to it. 76 own files of quality 95 to 50 had 0.96 to 1.03, 16 with a blur
-and noise of 0.1 before quality 50 had 1.16 to 1.6."""
+and noise of 0.1 before quality 50 had 1.16 to 1.6. As much more is allowed as a scheme's own files
+leave beside rounding."""
 
 _STALLED_AFTER = 3
 """Jacobians after which a picture that is not explained and hardly moves is given up."""
@@ -118,8 +119,7 @@ class FileReader:
             (solution.status == Status.MAX_STEPS) & (solution.noise_ratio < _PROMISING)
         )
         # Somebody's own solver ends where it says.
-        own = self.solver is not None and not isinstance(self.solver, EncoderReader)
-        if self.brief and not own and len(going):
+        if self.brief and not self._own and len(going):
             further, _ = self.invert(
                 [observations[i] for i in going],
                 [pictures[i] for i in going],
@@ -132,14 +132,18 @@ class FileReader:
         limits = np.where(self._more_happened(solution, observations, pictures), 0.0, limits)
         return Readings(rows, solution, histories, np.zeros(len(pictures), bool), limits)
 
+    @property
+    def _own(self) -> bool:
+        """Whether somebody's own solver reads."""
+        return self.solver is not None and not isinstance(self.solver, EncoderReader)
+
     def _more_happened(
         self, solution: Solution, observations: list[Observation], pictures: list[Picture]
     ) -> np.ndarray:
         """Which pictures (n,) are JPEG files that leave more than their tables make of what was
-        found. Nobody asks where only the file is believed, or somebody's own solver ended early."""
+        found. Nobody asks where only the file is believed, or somebody's own solver reads."""
         more = np.zeros(len(pictures), bool)
-        own = self.solver is not None and not isinstance(self.solver, EncoderReader)
-        if not self.brief or own or all(picture.jpeg is None for picture in pictures):
+        if not self.brief or self._own or all(picture.jpeg is None for picture in pictures):
             return more
         calibration, usual = self.scheme.calibration, 1.0
         if calibration is not None and calibration.solver != EncoderReader.name:
@@ -149,7 +153,10 @@ class FileReader:
         for row, (picture, observation) in enumerate(zip(pictures, observations, strict=True)):
             if picture.jpeg is not None and solution.noise_ratio[row] <= LEAST_EXPLAINED:
                 found = more_noise(problem, points[row], observation, picture.jpeg)
-                more[row] = found.excess > _MORE * usual and found.std > 2 * LEAST_NOISE
+                # What files leave beside their noise is less of a compression's than of rounding's.
+                noise = float(picture.jpeg.pixel_std) / ROUNDING_STD
+                limit = math.sqrt(_MORE**2 + (usual**2 - 1) / noise**2)
+                more[row] = found.excess > limit and found.std > 2 * LEAST_NOISE
         return more
 
     def chosen(self, problem: Problem) -> Reader:

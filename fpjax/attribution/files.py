@@ -48,7 +48,7 @@ from fpjax.inversion.problem import Problem
 from fpjax.inversion.readers import (
     Reader,
 )
-from fpjax.inversion.solution import Solution
+from fpjax.inversion.solution import Solution, Status
 from fpjax.models.jacobian import DEFAULT_MEMORY
 
 Reading = Literal["file", "auto"]
@@ -94,8 +94,8 @@ def attribute(
       key_progress: called with (keys compared, keys in all) in each pass over the registry.
 
     Returns:
-      The `Attribution`; where there are two readings, its arrays are of the one that fits a key
-      best, or of the second where neither names anybody.
+      The `Attribution`; where there are two readings, its arrays are of the second where it fits a
+      key as well as the first, or neither finds one.
 
     Raises:
       InputError: if the images do not fit the generator or the scheme is not calibrated.
@@ -180,7 +180,8 @@ def _answer(
     candidates = None if registry is None else candidates_of(registry)
     for place, reading in enumerate(readings):
         if candidates is None:
-            stands[reading.rows] = place
+            finite = reading.solution.status != Status.NOT_FINITE
+            stands[reading.rows[finite]] = place
             continue
         for tries in np.unique(attempts[reading.rows]):
             chosen = np.flatnonzero(attempts[reading.rows] == tries)

@@ -158,12 +158,13 @@ def with_noise(jpeg: Jpeg | None, std: float) -> Observation:
 
 
 def added_noise(residual: float) -> float:
-    """Noise that was added before a picture was rounded, from the residual of a rough fit."""
+    """Noise that was added before a picture was rounded, from the residual of a rough fit; not
+    limited."""
     return residual if np.isfinite(residual) else MUCH_NOISE
 
 
 def on_device(scheme: Scheme, degradation: Degradation | None = None) -> Problem:
-    """A problem for `more_noise`, put there once."""
+    """A problem for `more_noise`: without calibration, its weights on the device."""
     return jax.device_put(Problem(scheme.without_calibration(), degradation=degradation))
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from fpjax.attacks.linear import cubic
+from fpjax.attacks.linear import cubic, rotate
 from fpjax.errors import InputError
 
 Array = jax.Array
@@ -49,7 +49,10 @@ class Degradation:
 
     Attributes:
       parts: which of "turn", "window", "kernel" and "colours" are looked for, in that order of
-        application.
+        application; a turn with a window only, as starts are tried for both.
+
+    Raises:
+      InputError: for other parts, or another order.
 
     >>> degradation = Degradation(("kernel",))
     >>> degradation.names
@@ -67,6 +70,8 @@ class Degradation:
             raise InputError(
                 f"parts {self.parts}: expected some of {', '.join(PARTS)}, in that order"
             )
+        if "turn" in self.parts and "window" not in self.parts:
+            raise InputError(f"parts {self.parts}: a turn is looked for with a window only")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -87,16 +92,17 @@ class Degradation:
 
         Args:
           image: (H, W, C) in [-1, 1].
-          parameters: those of `names`. Turn: degrees, counter-clockwise; what comes from outside is
-            black. Window: its edges' distances from the picture's, in sides
-            of the picture, downwards and to the right. Kernel: its weights 1, 2 and 3 pixels from
-            its middle, the middle has the rest. Colours: gain - 1, offset, saturation - 1.
+          parameters: those of `names`. Turn: degrees, counter-clockwise about the centre; what
+            comes from outside is black. (Its kernel's slopes are not the picture's: up to twice as
+            steep at 0 degrees.) Window: its edges' distances from the picture's, in sides of the
+            picture, downwards and to the right. Kernel: its weights 1, 2 and 3 pixels from its
+            middle, the middle has the rest. Colours: gain - 1, offset, saturation - 1.
         """
         given = dict(zip(self.names, parameters, strict=True))
         height, width, channels = image.shape
         highest = jax.lax.Precision.HIGHEST
         if "turn" in self.parts:
-            image = turned(image, given["degrees"])
+            image = rotate(image, given["degrees"])
         rows, columns = (jnp.eye(length, dtype=image.dtype) for length in (height, width))
         if "window" in self.parts:
             rows = _window(height, given["top"], given["bottom"])
@@ -125,7 +131,7 @@ class Degradation:
         """
         given = dict(zip(self.names, np.asarray(parameters, float).tolist(), strict=True))
         said = []
-        if abs(given.get("degrees", 0.0)) >= 0.05:
+        if abs(given.get("degrees", 0.0)) >= 0.5:
             said.append(f"a turn by {given['degrees']:.1f} degrees")
         edges = [given.get(name, 0.0) for name in PARTS["window"]]
         if max(abs(edge) for edge in edges) >= 0.005:
@@ -148,47 +154,6 @@ class Degradation:
             if abs(given.get(name, 0.0)) >= 0.01:
                 said.append(f"{name} {neutral + given[name]:.2f}")
         return " and ".join(said)
-
-
-def turned(
-    image: Float[Array, "height width channels"],
-    degrees: Float[Array, ""],
-    outside: float | None = -1.0,
-) -> Float[Array, "height width channels"]:
-    """The attack `Rotate`: counter-clockwise about the centre, by cubic convolution as Pillow does
-    it (its weights are sharper than a resize's). What comes from outside is black, or has another
-    level, or with None repeats the edge.
-
-    >>> turned(jnp.arange(9.0).reshape(3, 3, 1) / 9, jnp.float32(90))[0, :, 0].round(2).tolist()
-    [0.2199999988079071, 0.5600000023841858, 0.8899999856948853]
-    """
-    height, width, _ = image.shape
-    angle = jnp.deg2rad(degrees)
-    y, x = jnp.meshgrid(
-        *(jnp.arange(length).astype(angle.dtype) + (1 - length) / 2 for length in (height, width)),
-        indexing="ij",
-    )
-    across = jnp.cos(angle) * x - jnp.sin(angle) * y + width / 2
-    down = jnp.sin(angle) * x + jnp.cos(angle) * y + height / 2
-    inside = (across >= 0) & (across < width) & (down >= 0) & (down < height)
-    rows, row_weights = _taps(down, height)
-    columns, column_weights = _taps(across, width)
-    taken = image[rows[..., :, None], columns[..., None, :]]
-    highest = jax.lax.Precision.HIGHEST
-    found = jnp.einsum("hwi,hwj,hwijc->hwc", row_weights, column_weights, taken, precision=highest)
-    return found if outside is None else jnp.where(inside[..., None], found, outside)
-
-
-def _taps(place: Array, length: int) -> tuple[Array, Array]:
-    """The four pixels around places of an axis, edges repeated, and their weights, (..., 4)."""
-    first = jnp.floor(place - 0.5)
-    t = (place - 0.5 - first)[..., None]
-    steps = jnp.arange(-1, 3)
-    pixels = jnp.clip(first[..., None].astype(jnp.int32) + steps, 0, length - 1)
-    d = jnp.abs(t - steps.astype(t.dtype))
-    # Keys' cubic with slope -1 at distance 1.
-    near, far = (d - 2) * d * d + 1, ((5 - d) * d - 8) * d + 4
-    return pixels, jnp.where(d <= 1, near, far)
 
 
 def _window(length: int, start: Array, stop: Array) -> Array:

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from fpjax.attacks.linear import rotate
 from fpjax.errors import InputError
-from fpjax.inversion.degradation import Degradation, turned
+from fpjax.inversion.degradation import Degradation
 from fpjax.inversion.observation import Gaussian
 from fpjax.inversion.problem import Problem
 from fpjax.inversion.starts import encoder_readings, linear_read_out, nearer_start
@@ -99,10 +100,10 @@ def _put_back(image: Array, tried: Array, placed: Degradation) -> Array:
     def back(given: Array) -> Array:
         inverse, picture = _inverse(given), image
         if "turn" in placed.parts:  # what was turned out of the picture is not black
-            picture = turned(picture, inverse[0], None)
+            picture = rotate(picture, inverse[0], None)
         return jnp.clip(Degradation(("window",))(picture, inverse[-4:]), -1, 1)
 
-    return jax.vmap(back)(tried)
+    return jax.lax.map(back, tried, batch_size=_DECODED)
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
@@ -198,12 +199,12 @@ def window_starts(
             read, _ = encoder_readings(scheme, back, rereadings=0)
         given = jax.device_put((read, tried, image))
         errors = np.asarray(jax.device_get(_errors(plain, *given, placed, _DECODED)))
-        window = tried
+        placing = tried
         for rivals, steps in _TAKEN_NEARER:
-            chosen = _apart(errors, window, num_starts * rivals)
-            read, window, back, errors = (x[chosen] for x in (read, window, back, errors))
+            chosen = _apart(errors, placing, num_starts * rivals)
+            read, placing, back, errors = (x[chosen] for x in (read, placing, back, errors))
             if plain.average_rows is not None:  # encoders' and old calibrations have none
-                given = jax.device_put((read, back, window, image))
+                given = jax.device_put((read, back, placing, image))
                 read, errors = map(
                     np.asarray, jax.device_get(_nearer(plain, *given, placed, steps))
                 )
@@ -211,15 +212,15 @@ def window_starts(
         order = np.argsort(errors, kind="stable")[:num_starts]
         # A start that repeats the first takes no steps.
         order = np.where(errors[order] <= _RIVAL**2 * errors[order[0]], order, order[0])
-        read, window = read[order], window[order]
+        read, placing = read[order], placing[order]
         starts[row][:, :free] = read[:, :free]
         starts[row][:, problem.num_nuisances :] = read[:, free:]
-        starts[row][:, [free + at for at in named]] = window
+        starts[row][:, [free + at for at in named]] = placing
     return starts
 
 
 def _apart(errors: np.ndarray, tried: np.ndarray, count: int) -> list[int]:
-    """The whole picture and the best windows, each at least a step from those before it."""
+    """The whole picture and the best tries; windows at least a step from those before them."""
     chosen: list[int] = []
     for index in [0, *np.argsort(np.nan_to_num(errors, nan=np.inf), kind="stable").tolist()]:
         if all(np.abs(tried[index] - tried[other]).max() >= _STEP * 0.99 for other in chosen):

@@ -13,8 +13,8 @@ from PIL import Image
 
 import fpjax
 from fpjax.attacks import GaussianNoise, Jpeg, Rescale, Resize
-from fpjax.attribution import file_reader, files, second_look
-from fpjax.attribution.decision import Reason, Verdict
+from fpjax.attribution import file_reader, second_look
+from fpjax.attribution.decision import Reason
 from fpjax.attribution.pictures import Picture, once_jpeg
 from fpjax.errors import InputError
 from fpjax.fingerprint.basis import Basis
@@ -317,16 +317,6 @@ def test_files_of_all_kinds_are_read_together(
     answer = _attribute(scheme, paths, registry, observation="auto")
     assert [verdict.attempts for verdict in answer.verdicts] == [1, 2, 2, 2]
     assert answer.verdicts[3].history == "noise of 0.100 and JPEG 50"
-
-
-def test_a_revoked_key_that_the_first_reading_finds_is_told():
-    first = Verdict(None, Reason.REVOKED, 61, LENGTH, 1e-9, 30.0, False, "ada")
-    nothing = Verdict(None, Reason.NOT_EXPLAINED, 37, LENGTH, 1.0, 1.0, False, "blaise")
-    broken = dataclasses.replace(nothing, reason=Reason.NOT_FINITE)
-    as_well = dataclasses.replace(first, reason=Reason.ATTRIBUTED, user="ada")
-    assert not files._stands(nothing, first) and files._stands(first, nothing)
-    assert files._stands(nothing, nothing) and not files._stands(broken, nothing)
-    assert files._stands(as_well, as_well)
 
 
 def test_of_two_readings_that_name_nobody_the_second_stands(

@@ -74,8 +74,9 @@ def test_it_is_the_attack_of_some_parameters_but_for_rounding(attack, values, le
 @pytest.mark.parametrize("degrees", [3.0, -7.5, 90.0])
 def test_a_turn_is_pillow_s_rotation_but_for_rounding(degrees):
     attacked = Rotate(degrees=degrees)(None, PICTURE[None])[0].astype(np.float32) / 127.5 - 1
-    made = Degradation(("turn",))(
-        jnp.asarray(PICTURE, jnp.float32) / 127.5 - 1, jnp.asarray([degrees])
+    degradation = Degradation(("turn", "window"))
+    made = degradation(
+        jnp.asarray(PICTURE, jnp.float32) / 127.5 - 1, _parameters(degradation, degrees=degrees)
     )
     # Pillow cuts off what is less than a level.
     assert np.abs(np.clip(made, -1, 1) - attacked).max() <= 1.01 * LEVEL
@@ -118,6 +119,9 @@ def test_parts_are_named_and_in_order():
     for parts in ((), ("colours", "kernel"), ("rotation",)):
         with pytest.raises(InputError, match="turn, window, kernel, colours, in that order"):
             Degradation(parts)
+    with pytest.raises(InputError, match="with a window only"):
+        Degradation(("turn", "kernel"))
+    assert Degradation(("turn", "window")).words([0.4, 0, 0, 0, 0]) == ""
 
 
 @pytest.fixture(scope="module")
