@@ -232,17 +232,17 @@ def rotate(images, degrees, fill: float | None = -1.0) -> jax.Array:
     flat = images.reshape(*images.shape[:-3], height * width, channels)
     out = jnp.zeros_like(images)
     first_row, first_column = jnp.floor(row - 0.5), jnp.floor(column - 0.5)
+    # Pillow's transformations take slope -1, its changes of size -1/2.
+    across = jnp.stack([first_column + dx for dx in range(-1, 3)], axis=-1)  # (H, W, 4)
+    across_weight = cubic(across - (column[..., None] - 0.5), -1.0)
+    source_columns = jnp.clip(across.astype(jnp.int32), 0, width - 1)
     for dy in range(-1, 3):
-        for dx in range(-1, 3):
-            # Pillow's transformations take slope -1, its changes of size -1/2.
-            weight = cubic(first_row + dy - (row - 0.5), -1.0) * cubic(
-                first_column + dx - (column - 0.5), -1.0
-            )
-            source_row = jnp.clip(first_row.astype(jnp.int32) + dy, 0, height - 1)
-            source_column = jnp.clip(first_column.astype(jnp.int32) + dx, 0, width - 1)
-            taken = jnp.take(flat, (source_row * width + source_column).reshape(-1), axis=-2)
-            weight = jnp.broadcast_to(weight[..., None], images.shape)
-            out = out + weight * taken.reshape(images.shape)
+        weight = across_weight * cubic(first_row + dy - (row - 0.5), -1.0)[..., None]
+        source_row = jnp.clip(first_row.astype(jnp.int32) + dy, 0, height - 1)
+        sources = (source_row[..., None] * width + source_columns).reshape(-1)
+        taken = jnp.take(flat, sources, axis=-2)
+        taken = taken.reshape(*images.shape[:-1], 4, channels)
+        out = out + jnp.einsum("hwj,...hwjc->...hwc", weight, taken, precision="highest")
     if fill is None:
         return out
     inside = jnp.broadcast_to(inside[..., None], images.shape)
