@@ -164,7 +164,7 @@ def added_noise(residual: float) -> float:
 
 
 def on_device(scheme: Scheme, degradation: Degradation | None = None) -> Problem:
-    """A problem for `more_noise`: without calibration, its weights on the device."""
+    """A problem for `more_noise` and `shown`: without calibration, its weights on the device."""
     return jax.device_put(Problem(scheme.without_calibration(), degradation=degradation))
 
 

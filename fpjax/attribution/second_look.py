@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-import jax
 import numpy as np
 
 from fpjax.attribution.file_reader import FileReader, Readings, replaced
@@ -36,9 +35,9 @@ from fpjax.inversion.degradation import Degradation
 from fpjax.inversion.encoder_reader import EncoderReader
 from fpjax.inversion.observation import ROUNDING_STD, Gaussian, Observation
 from fpjax.inversion.observation_filtered import Filter, Filtered
-from fpjax.inversion.problem import Problem
+from fpjax.inversion.problem import Problem, shown
 from fpjax.inversion.readers import LEAST_EXPLAINED
-from fpjax.inversion.resizes import Resized, made, resized
+from fpjax.inversion.resizes import Resized, resized
 from fpjax.inversion.solution import Solution
 from fpjax.io.images import from_uint8
 
@@ -212,13 +211,13 @@ def _noisy(
 def _resizes(scheme: Scheme, rough: Solution, pictures: list[Picture]) -> list[Resized | None]:
     """Of each picture, the resize that it went through and back, where there clearly is one."""
     shape = scheme.generator.image_shape
-    problem = jax.device_put(Problem(scheme).prepared())
+    problem = on_device(scheme)
     resizes: list[Resized | None] = []
-    unknowns = Problem(scheme).unknowns_of(rough.alpha, rough.soft_bits)
+    unknowns = problem.unknowns_of(rough.alpha, rough.soft_bits)
     for point, picture, left in zip(unknowns, pictures, rough.residual, strict=True):
         found = None
         if picture.pixels.shape == shape and np.isfinite(point).all():
-            found = resized(made(problem, point), from_uint8(picture.pixels))
+            found = resized(shown(problem, point), from_uint8(picture.pixels))
         if found is not None and (found.margin < _CLEAR or found.error > _NO_WORSE * left):
             found = None
         resizes.append(found)

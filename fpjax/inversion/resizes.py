@@ -17,7 +17,6 @@ from jaxtyping import Float
 
 from fpjax.attacks.linear import KERNELS
 from fpjax.inversion.observation_filtered import Filter
-from fpjax.inversion.problem import Problem
 from fpjax.precision import full_precision
 
 Array = jax.Array
@@ -54,19 +53,6 @@ class Resized:
     def words(self) -> str:
         """For people."""
         return f"a resize to {self.scale:.2f} of its sides and back ({self.filter})"
-
-
-def made(
-    problem: Problem, unknowns: Float[np.ndarray, " unknowns"]
-) -> Float[np.ndarray, "height width channels"]:
-    """What an inversion made, (H, W, C) in [-1, 1]: the picture of unknowns (K,)."""
-    return np.asarray(jax.device_get(_image(problem, jax.device_put(unknowns))))
-
-
-@jax.jit
-@full_precision
-def _image(problem: Problem, unknowns: Array) -> Array:
-    return jnp.clip(problem.image(unknowns), -1, 1)
 
 
 def resized(
