@@ -1,14 +1,16 @@
 """Attacked files that carry no registered key: how many are attributed, and how small p-values get.
 
-    python benchmarks/keyless_files.py --out FOLDER [--num 2000] [--scheme avatars-stylegan2/robust]
+    python benchmarks/keyless_files.py --out FOLDER [--num 2000] [--first 0]
+                                       [--scheme avatars-stylegan2/robust]
 
 Pictures in equal parts: of the bundled generator without a key, with random keys that are not
 registered, and drawings that it was not trained on. Each has one of the attacks of the robustness
 study, in turn, is written as a file, and is read back with `observation="auto"` beside 1,000
 registered users at a family-wise rate of 1e-6. The answer of every file is a line of
-FOLDER/files.jsonl, eight at a time; the same command goes on after a stop, with more files too. The
-report counts attributions, and compares the family-wise p-values with what they promise: that at
-most a share p of them is p or less.
+FOLDER/files.jsonl, eight at a time; the same command goes on after a stop, with more files too.
+Parts may be made at the same time in folders of their own (`--first 1000 --num 1000`): their lines,
+one part after the other, are those of all. The report counts attributions, and compares the
+family-wise p-values with what they promise: that at most a share p of them is p or less.
 """
 
 from __future__ import annotations
@@ -102,6 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--num", type=int, default=2000)
+    parser.add_argument("--first", type=int, default=0, help="number of the first file")
     parser.add_argument("--scheme", default="avatars-stylegan2/robust")
     parser.add_argument("--users", type=int, default=1000)
     args = parser.parse_args()
@@ -126,7 +129,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             while len(rows) < args.num:
                 count = min(BATCH, args.num - len(rows))
-                new = answers(scheme, registry, len(rows), count, Path(folder))
+                new = answers(scheme, registry, args.first + len(rows), count, Path(folder))
                 with lines.open("a", encoding="utf-8") as file:
                     file.write("".join(json.dumps(row) + "\n" for row in new))
                 rows += new

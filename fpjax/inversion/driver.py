@@ -33,6 +33,7 @@ from fpjax.inversion.solvers.default import default_solver
 from fpjax.models.jacobian import DEFAULT_MEMORY
 from fpjax.parallel import concurrently, one_blas_thread
 from fpjax.precision import full_precision
+from fpjax.programs import droppable, make_room
 
 Array = jax.Array
 Progress = Callable[[int, int], None]
@@ -143,6 +144,8 @@ def invert_iter(
     parts = [work.run(slice(i, count, at_once)) for i in range(at_once)]
     # Threads that need a program at the same time would compile it once each.
     begun = work.kind()
+    if begun not in _BEGUN and make_room():
+        _BEGUN.clear()
     for rows, part in concurrently(parts, alone=0 if begun in _BEGUN else 2):
         if part is not None:
             _BEGUN.add(begun)
@@ -211,6 +214,7 @@ class _Work:
                 status = fetch(wave["status"])
 
 
+@droppable
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 @full_precision
 def _init(solver: Solver, placed: Placed, chunk: int, problem: Problem, wave: Wave) -> Wave:
@@ -288,6 +292,7 @@ def _repeated(starts: np.ndarray) -> np.ndarray:
     return found
 
 
+@droppable
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(5,))
 @full_precision
 def _round(
@@ -333,6 +338,7 @@ def _round(
     return sharded(placed, local)(problem, wave)
 
 
+@droppable
 @functools.partial(jax.jit, static_argnums=0)
 @full_precision
 def _estimates(solver: Solver, problem: Problem, wave: Wave, wanted: Array):

@@ -23,6 +23,7 @@ from fpjax.inversion.observation import Gaussian
 from fpjax.inversion.problem import Problem
 from fpjax.inversion.starts import encoder_readings, linear_read_out, nearer_start
 from fpjax.precision import full_precision
+from fpjax.programs import droppable
 
 Array = jax.Array
 
@@ -95,6 +96,7 @@ def _inverse(parameters: Array) -> Array:
     return jnp.stack([*-parameters[:-4], *back])
 
 
+@droppable
 @functools.partial(jax.jit, static_argnums=2)
 @full_precision
 def _put_back(image: Array, tried: Array, placed: Degradation) -> Array:
@@ -107,6 +109,7 @@ def _put_back(image: Array, tried: Array, placed: Degradation) -> Array:
     return jax.lax.map(back, tried, batch_size=_DECODED)
 
 
+@droppable
 @functools.partial(jax.jit, static_argnums=(4, 5))
 @full_precision
 def _errors(
@@ -128,6 +131,7 @@ def _errors(
     return jax.lax.map(error, (unknowns, tried), batch_size=batch)
 
 
+@droppable
 @functools.partial(jax.jit, static_argnums=(5, 6))
 @full_precision
 def _nearer(
