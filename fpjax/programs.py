@@ -15,9 +15,9 @@ import jax
 
 Program = TypeVar("Program", bound=Any)
 
-_SHARE = 0.5
+_SHARE = 0.7
 """Of a process's memory maps, from which on programs are dropped. One kind of inversion, of the
-bundled generators, takes up to a seventh."""
+bundled generators, takes up to a tenth."""
 
 _PROGRAMS: list[Any] = []
 

@@ -18,8 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import solve_triangular
+from jax.scipy.special import ndtr
 from jaxtyping import Float, Shaped
 
+from fpjax.fingerprint.keys import Levels, level_range
 from fpjax.inversion.prior import GaussianPrior
 from fpjax.inversion.problem import Problem, check_images
 from fpjax.models.jacobian import DEFAULT_MEMORY, jacobian_rows, tangent_bytes, tangents_at_once
@@ -158,6 +160,31 @@ def key_information(
     operands = jax.device_put((problem, np.asarray(unknowns, np.float32), targets))
     found = jax.device_get(_key_information(*operands, block))
     return jax.tree.map(np.asarray, found)
+
+
+def expected_accuracy(
+    information: Float[np.ndarray, "batch symbols symbols"], levels: Levels = "binary"
+) -> Float[np.ndarray, " batch"]:
+    """Share (B,) of its bits that an image is expected to give away, each decided by itself while
+    the others may be anything; 1 where the information is not finite.
+
+    Args:
+      information: (B, L, L), without a prior on the symbols.
+      levels: what symbols it is about.
+
+    >>> expected_accuracy(np.array([np.zeros((1, 1)), 64 * np.eye(1)])).round(3).tolist()
+    [0.5, 1.0]
+    """
+    _, half = level_range(levels)
+    usable = np.asarray(np.isfinite(information).all(axis=(1, 2)))
+    given = np.where(usable[:, None, None], information, 0).astype(np.float64)
+    values, vectors = np.linalg.eigh((given + given.swapaxes(1, 2)) / 2)
+    # What single precision made negative is nothing.
+    spread = 1 / (np.maximum(values, 0) + 1 / half**2)
+    variance = np.einsum("bik,bk,bik->bi", vectors, spread, vectors)
+    own = np.maximum(1 / variance - 1 / half**2, 0)
+    right = np.asarray(ndtr(half * np.sqrt(own)))
+    return np.where(usable, right.mean(axis=1), 1.0)
 
 
 def decide_bits(soft_bits: np.ndarray, information: np.ndarray) -> np.ndarray:

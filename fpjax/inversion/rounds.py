@@ -13,24 +13,21 @@ from fpjax.parallel import cores
 _WAVE = 64
 """Images that are on a device at once: enough that its last, partly filled rounds hardly count."""
 
-_CPU_WAVES = (1, 8, _WAVE)
-"""Sizes of waves where lanes go one by one: what is padded begins nothing, and each size compiles
-its own programs."""
-
 _PADDED_BYTES = 1 << 26
-"""Pixels of such waves, at most: 64 images of 256 x 256 are 48 MiB."""
+"""Pixels of waves that are filled up where lanes go one by one, at most: 64 images of 256 x 256 are
+48 MiB. What fills them begins nothing (one image of 64 x 64 takes as long as alone), and each size
+would compile its own programs."""
 
 _MOST_LANES = 256
 """Lanes in a round, at most."""
 
 
 def images_in_wave(solver: Solver, problem: Problem, count: int) -> int:
-    """Images of a device that are in a wave, where it has `count`; few sizes, so that few programs
-    are compiled."""
-    if jax.default_backend() == "cpu" and solver.cpu_lanes == 1:
-        size = next((size for size in _CPU_WAVES if size >= count), _WAVE)
-        if 4 * math.prod(problem.scheme.generator.image_shape) * size <= _PADDED_BYTES:
-            return size
+    """Images of a device that are in a wave, where it has `count`: one size, or powers of two, so
+    that few programs are compiled."""
+    filled = 4 * math.prod(problem.scheme.generator.image_shape) * _WAVE
+    if jax.default_backend() == "cpu" and solver.cpu_lanes == 1 and filled <= _PADDED_BYTES:
+        return _WAVE
     return min(_WAVE, 1 << (count - 1).bit_length())
 
 
