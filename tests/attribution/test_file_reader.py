@@ -7,9 +7,10 @@ import numpy as np
 
 import fpjax
 from fpjax.attacks import GaussianNoise, Jpeg, Rescale
-from fpjax.attribution import file_reader, files
+from fpjax.attribution import file_reader, files, second_look
 from fpjax.attribution.decision import Reason, Verdict
-from fpjax.attribution.pictures import read_picture, stated
+from fpjax.attribution.pictures import Picture, read_picture, stated
+from fpjax.fingerprint.keys import level_range
 from fpjax.inversion.solution import Solution
 
 LENGTH = 64
@@ -65,3 +66,30 @@ def test_a_revoked_key_that_the_first_reading_finds_is_told():
     assert not files._stands(nothing, first) and files._stands(first, nothing)
     assert files._stands(nothing, nothing) and not files._stands(broken, nothing)
     assert files._stands(as_well, as_well)
+
+
+def test_pictures_that_no_key_can_be_read_from_are_given_up():
+    """Of the same information, seen with noise of 0.1 assumed, while ever more is left."""
+    scheme = fpjax.load_scheme("avatars-stylegan2/robust")
+    _, half = level_range(scheme.levels)  # that is 2.5 standard deviations
+    one = np.eye(scheme.key_length, dtype=np.float32) * (2.5 / half) ** 2
+    information = np.repeat(one[None], 4, 0)
+    information[3] = np.nan  # what is not known is looked at
+    found = _solution(4, scheme, information)
+    plain = [Picture(np.zeros(scheme.generator.image_shape, np.uint8))] * 4
+    left = np.array([0.1, 0.3, 1.0, 1.0])
+    told = second_look._readable(scheme, found, plain, np.full(4, 0.1), left)
+    assert told.tolist() == [True, True, False, True]
+    nothing = dataclasses.replace(found, information=None)
+    assert second_look._readable(scheme, nothing, plain, np.full(4, 0.1), left).all()
+
+
+def _solution(count, scheme, information):
+    zeros = np.zeros(count, np.float32)
+    keys = np.zeros((count, scheme.num_symbols), np.uint8)
+    return Solution(
+        keys=keys, soft_bits=keys.astype(np.float32),
+        alpha=np.zeros((count, scheme.num_alpha), np.float32), residual=zeros, noise_ratio=zeros,
+        loss=zeros, steps=np.ones(count, np.int32), status=np.zeros(count, np.int32),
+        information=information,
+    )  # fmt: skip

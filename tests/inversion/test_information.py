@@ -3,9 +3,16 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import fpjax
-from fpjax.inversion.information import decide_bits, key_information, profile
+from fpjax.fingerprint.keys import level_range
+from fpjax.inversion.information import (
+    decide_bits,
+    expected_accuracy,
+    key_information,
+    profile,
+)
 from fpjax.inversion.observation import Gaussian
 from fpjax.inversion.prior import GaussianPrior
 from fpjax.inversion.problem import Problem
@@ -117,3 +124,22 @@ def test_decision_feedback_beats_rounding_when_errors_are_correlated():
     decided = decide_bits(soft, np.repeat(information[None], trials, axis=0))
     wrong = [int((found != bits).any(axis=1).sum()) for found in (decided, soft > 0.5)]
     assert wrong[0] < 0.5 * wrong[1]
+
+
+@pytest.mark.parametrize("levels", ["binary", "antipodal"])
+def test_bits_are_right_as_often_as_expected(levels):
+    """Of symbols read under noise, each decided by its best linear estimate."""
+    rng = np.random.default_rng(0)
+    length, count = 8, 20_000
+    mixed = rng.normal(size=(length, length)) * rng.uniform(0.3, 2.0, size=length)
+    _, half = level_range(levels)
+    signs = rng.choice([-1.0, 1.0], size=(count, length))
+    # In units of half the distance between the levels, the prior is of unit variance.
+    seen = signs @ mixed.T + rng.normal(size=(count, length))
+    gram = mixed.T @ mixed
+    estimates = seen @ mixed @ np.linalg.inv(gram + np.eye(length))
+    right = ((estimates > 0) == (signs > 0)).mean()
+    expected = expected_accuracy(gram[None] / half**2, levels)
+    assert 0.6 < right < 0.9 and abs(expected[0] - right) < 0.015
+    lost = np.stack([gram, np.full_like(gram, np.nan), np.zeros_like(gram)])
+    assert expected_accuracy(lost, levels)[1:].tolist() == [1.0, 0.5]
