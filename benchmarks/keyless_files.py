@@ -104,10 +104,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--num", type=int, default=2000)
-    parser.add_argument("--first", type=int, default=0, help="number of the first file")
+    parser.add_argument(
+        "--first", type=int, default=0, help="number of the first file, a multiple of 8"
+    )
     parser.add_argument("--scheme", default="avatars-stylegan2/robust")
     parser.add_argument("--users", type=int, default=1000)
     args = parser.parse_args()
+    if args.first < 0 or args.first % BATCH:
+        parser.error(f"--first {args.first}: expected a multiple of {BATCH}")
     scheme = fpjax.load_scheme(args.scheme)
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "users.db"
@@ -124,6 +128,8 @@ def main() -> None:
         text = lines.read_text(encoding="utf-8") if lines.exists() else ""
         whole = text[: text.rfind("\n") + 1]  # a last line may be cut short
         rows = [json.loads(line) for line in whole.splitlines()]
+        if any(row["number"] != args.first + i for i, row in enumerate(rows)):
+            raise SystemExit(f"{lines} is of other files: --first as it was, or begin anew")
         with atomic_write(lines, "w") as file:
             file.write(whole)
         with tempfile.TemporaryDirectory() as folder:

@@ -8,6 +8,9 @@ Where JAX keeps compiled programs on a disk (`JAX_COMPILATION_CACHE_DIR`), they 
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +22,21 @@ _SHARE = 0.7
 """Of a process's memory maps, from which on programs are dropped. One kind of inversion, of the
 bundled generators, takes up to a tenth."""
 
+_GROWN = 0.1
+"""Share by which maps must have grown since programs were dropped for that to happen again: what is
+not dropped may take most of them."""
+
 _PROGRAMS: list[Any] = []
+
+
+class _State:
+    """How many calls use programs, and the maps that were left when some were dropped."""
+
+    def __init__(self) -> None:
+        self.lock, self.users, self.left = threading.Lock(), 0, 0
+
+
+_STATE = _State()
 
 
 def droppable(program: Program) -> Program:
@@ -36,21 +53,40 @@ def droppable(program: Program) -> Program:
     return program
 
 
+@contextlib.contextmanager
+def in_use() -> Iterator[None]:
+    """Keeps programs while a call needs them again and again.
+
+    >>> with in_use():
+    ...     make_room()
+    False
+    """
+    with _STATE.lock:
+        _STATE.users += 1
+    try:
+        yield
+    finally:
+        with _STATE.lock:
+            _STATE.users -= 1
+
+
 def make_room() -> bool:
     """Drops compiled programs where a process has few memory maps left, to be compiled again when
-    they are needed. Programs that are running end as they would.
+    they are needed. None are dropped while a call has them `in_use`.
 
     Returns:
       Whether it did.
-
-    >>> make_room()
-    False
     """
     limit = _map_limit()
-    if limit is None or jax.default_backend() != "cpu" or _maps() < _SHARE * limit:
+    if limit is None or jax.default_backend() != "cpu":
         return False
-    for program in _PROGRAMS:
-        program.clear_cache()
+    with _STATE.lock:
+        maps = _maps()
+        if _STATE.users or maps < max(_SHARE * limit, _STATE.left + _GROWN * limit):
+            return False
+        for program in _PROGRAMS:
+            program.clear_cache()
+        _STATE.left = _maps()
     return True
 
 

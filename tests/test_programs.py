@@ -14,35 +14,59 @@ from tests import toys
 
 @pytest.fixture
 def no_maps_left(monkeypatch):
+    """A process with a thousand times as many maps as it may have."""
+    if jax.default_backend() != "cpu" or not programs._maps():
+        pytest.skip("maps are counted of Linux, where JAX computes on CPUs")
+    monkeypatch.setattr(programs, "_STATE", programs._State())
     monkeypatch.setattr(programs, "_map_limit", lambda: 10)
 
 
-def test_nothing_is_dropped_while_there_is_room(monkeypatch):
-    monkeypatch.setattr(programs, "_map_limit", lambda: 1 << 40)
-    assert not programs.make_room()
-    monkeypatch.setattr(programs, "_map_limit", lambda: None)
-    assert not programs.make_room()
-
-
-def test_programs_are_dropped_where_maps_run_out(monkeypatch, no_maps_left):
+@pytest.fixture
+def twice(monkeypatch):
+    """A program that may be dropped, and is compiled."""
     monkeypatch.setattr(programs, "_PROGRAMS", [])
-    if jax.default_backend() != "cpu" or not programs._maps():
-        pytest.skip("maps are counted of Linux, where JAX computes on CPUs")
-    twice = programs.droppable(jax.jit(lambda x: 2 * x))
-    twice(1.0)
+    program = programs.droppable(jax.jit(lambda x: 2 * x))
+    program(1.0)
+    return program
+
+
+@pytest.mark.parametrize("limit", [1 << 40, None])
+def test_nothing_is_dropped_while_there_is_room(monkeypatch, twice, limit):
+    monkeypatch.setattr(programs, "_map_limit", lambda: limit)
+    assert not programs.make_room() and twice._cache_size() == 1
+
+
+def test_programs_are_dropped_where_maps_run_out(no_maps_left, twice):
     assert programs.make_room() and twice._cache_size() == 0
     assert float(twice(1.5)) == 3.0
 
 
-def test_inversions_are_the_same_when_programs_were_dropped(no_maps_left):
-    """Each kind of problem finds no room and compiles its own anew; the last stays."""
+def test_programs_that_are_in_use_stay(no_maps_left, twice):
+    with programs.in_use():
+        assert not programs.make_room() and twice._cache_size() == 1
+    assert programs.make_room()
+
+
+def test_what_is_not_dropped_does_not_drop_the_rest_again_and_again(
+    monkeypatch, no_maps_left, twice
+):
+    count = iter([100, 99, 99, 101])  # before and after dropping; no growth; growth
+    monkeypatch.setattr(programs, "_maps", lambda: next(count))
+    monkeypatch.setattr(programs, "_map_limit", lambda: 20)
+    assert programs.make_room() and not programs.make_room()
+    monkeypatch.setattr(programs, "_maps", lambda: 101)
+    assert programs.make_room()
+
+
+def test_inversions_are_the_same_when_programs_were_dropped(monkeypatch, no_maps_left):
     scheme = toys.scheme(toys.generator(toys.curved_decode, scale=0.1))
     keys = fpjax.sample_keys(jax.random.key(1), 2, 6)
     images = fpjax.generate(scheme, jax.random.key(2), keys).images
     starts = toys.starts(scheme)
-    driver._BEGUN.clear()
-    found = fpjax.invert(fpjax.Problem(scheme), images, starts=starts)
-    one = fpjax.invert(fpjax.Problem(scheme), images[:1], starts=starts)
-    again = fpjax.invert(fpjax.Problem(scheme), images, starts=starts)
-    np.testing.assert_array_equal(found.soft_bits, again.soft_bits)
-    np.testing.assert_array_equal(one.soft_bits, again.soft_bits[:1])
+    found = []
+    for count in (2, 1, 2):
+        monkeypatch.setattr(programs, "_STATE", programs._State())
+        found.append(fpjax.invert(fpjax.Problem(scheme), images[:count], starts=starts))
+        assert driver._round._cache_size() == 1  # the one before was dropped
+    np.testing.assert_array_equal(found[0].soft_bits, found[2].soft_bits)
+    np.testing.assert_array_equal(found[1].soft_bits, found[2].soft_bits[:1])

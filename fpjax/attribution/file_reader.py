@@ -55,14 +55,16 @@ leave beside rounding."""
 _MORE_NOISE = 0.02
 """Noise that explains as much more, from which on that is seen before the first reading ends. Of 64
 JPEG files of quality 95 to 50, those that had left as much more by then (they had not converged)
-had 0.013 at most; 16 with noise of 0.05 before quality 75 had 0.022 to 0.038."""
+had 0.013 at most, and with quality 50 none had; 16 with noise of 0.05 before quality 75 had 0.022
+to 0.038."""
 
 _STALLED_AFTER = 3
 """Jacobians after which a picture that is not explained and hardly moves is given up."""
 
-_MOST_STEPS = 10
-"""Jacobians of a look at a picture that may have other explanations. Own files took 2 to 5 after
-JPEG, up to 8 in second looks."""
+_MOST_STEPS, _SMALL = 10, 64
+"""Jacobians of a look at a picture, of up to so many pixels a side, that may have other
+explanations. Own files took 2 to 5 after JPEG, up to 8 in second looks; larger pictures, whose
+prior is tempered, take more."""
 
 _ROUGHLY = {"max_steps": 1, "tolerance": 0.2}
 """While the noise is not known, one Jacobian and its inner steps."""
@@ -124,7 +126,7 @@ class FileReader:
         """All pictures, those of one kind of observation together."""
         solution, limits = self.invert(observations, pictures, self.chosen)
         rows, histories = np.arange(len(pictures)), [picture.history for picture in pictures]
-        more, noise = self._more_happened(solution, observations, pictures)
+        more, noise = self._beyond_tables(solution, observations, pictures)
         promising = (solution.status == Status.MAX_STEPS) & (solution.noise_ratio < _PROMISING)
         going = np.flatnonzero(promising & ~(more & (noise > _MORE_NOISE)))
         # Somebody's own solver ends where it says.
@@ -138,7 +140,7 @@ class FileReader:
                 )[:, None],
             )
             solution = replaced(solution, going, further)
-            more[going], _ = self._more_happened(
+            more[going], _ = self._beyond_tables(
                 further, [observations[i] for i in going], [pictures[i] for i in going]
             )
         limits = np.where(more, 0.0, limits)
@@ -149,7 +151,7 @@ class FileReader:
         """Whether somebody's own solver reads."""
         return self.solver is not None and not isinstance(self.solver, EncoderReader)
 
-    def _more_happened(
+    def _beyond_tables(
         self, solution: Solution, observations: list[Observation], pictures: list[Picture]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Which pictures (n,) are JPEG files that leave more than their tables make of what was
@@ -183,9 +185,10 @@ class FileReader:
     def inversion(self, problem: Problem) -> Reader:
         """Who looks again."""
         if self.solver is None or isinstance(self.solver, EncoderReader):
-            return self._changed(
-                default_solver(problem.scheme), max_steps=_MOST_STEPS, stalled_after=_STALLED_AFTER
-            )
+            settings = {"stalled_after": _STALLED_AFTER}
+            if max(problem.scheme.generator.image_shape[:2]) <= _SMALL:
+                settings["max_steps"] = _MOST_STEPS
+            return self._changed(default_solver(problem.scheme), **settings)
         return self.solver
 
     def rough(self, problem: Problem) -> Reader:

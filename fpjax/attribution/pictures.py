@@ -25,8 +25,8 @@ RESIZE_FILTER = "bicubic"
 """What pictures of another size are taken to have been resized with."""
 
 MUCH_NOISE = 0.3
-"""Noise that is assumed at first: what was done to a picture as a whole is found before its
-details are."""
+"""Noise that is assumed at first where a picture is far from explained: what was done to it as a
+whole is found before its details are."""
 
 LEAST_NOISE, MOST_NOISE = 0.002, 0.5
 """That is assumed of pictures whose noise is estimated: a fourth of a grey level at least."""

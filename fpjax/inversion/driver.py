@@ -33,7 +33,7 @@ from fpjax.inversion.solvers.default import default_solver
 from fpjax.models.jacobian import DEFAULT_MEMORY
 from fpjax.parallel import concurrently, one_blas_thread
 from fpjax.precision import full_precision
-from fpjax.programs import droppable, make_room
+from fpjax.programs import droppable, in_use, make_room
 
 Array = jax.Array
 Progress = Callable[[int, int], None]
@@ -128,13 +128,16 @@ def invert_iter(
     problem, observations = _own_observations(problem, count)
     if (reason := solver.refuses(problem)) is not None:
         raise InputError(f"{type(solver).__name__} does not take this problem: {reason}")
+    if make_room():
+        _BEGUN.clear()
     starts = _check_starts(problem, images, starts, solver)
     alone = mesh is None
     placed = Placed.of(Mesh(np.array(jax.devices()[:1]), ("images",)) if mesh is None else mesh)
     problem = placed.put_everywhere(problem.prepared())
     at_once = waves_at_once(solver, problem, memory, count) if alone else 1
     devices, lanes = placed.mesh.devices.size, starts.shape[1]
-    in_wave = images_in_wave(solver, problem, -(-count // devices))
+    own = sum(leaf.nbytes for leaf in jax.tree.leaves(observations)) // count
+    in_wave = images_in_wave(solver, problem, -(-count // devices), lanes, own)
     chunks = chunk_sizes(solver, problem, memory, in_wave * lanes)
     # The lanes of all rounds share what memory there is.
     each = shared_memory(solver, problem, memory, at_once)
@@ -144,15 +147,14 @@ def invert_iter(
     parts = [work.run(slice(i, count, at_once)) for i in range(at_once)]
     # Threads that need a program at the same time would compile it once each.
     begun = work.kind()
-    if begun not in _BEGUN and make_room():
-        _BEGUN.clear()
-    for rows, part in concurrently(parts, alone=0 if begun in _BEGUN else 2):
-        if part is not None:
-            _BEGUN.add(begun)
-            done += len(rows)
-            yield rows, part
-            if progress is not None:
-                progress(done, count)
+    with in_use():
+        for rows, part in concurrently(parts, alone=0 if begun in _BEGUN else 2):
+            if part is not None:
+                _BEGUN.add(begun)
+                done += len(rows)
+                yield rows, part
+                if progress is not None:
+                    progress(done, count)
 
 
 @dataclasses.dataclass(frozen=True)

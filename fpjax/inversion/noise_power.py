@@ -19,6 +19,7 @@ from fpjax.inversion.observation import to_8bit
 from fpjax.inversion.observation_jpeg import Jpeg
 from fpjax.io.jpeg_dct import jpeg_coefficients
 from fpjax.precision import full_precision
+from fpjax.programs import droppable
 
 Array = jax.Array
 
@@ -67,6 +68,7 @@ def noise_power(jpeg: Jpeg, picture: Float[np.ndarray, "height width channels"])
     return NoisePower(float(found / max(left[0], 1e-9)), float(std))
 
 
+@droppable
 @jax.jit
 @full_precision
 def _left(jpeg: Jpeg, picture: Array, stds: Array, key: PRNGKeyArray) -> tuple[Array, Array]:

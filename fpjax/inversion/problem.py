@@ -26,6 +26,7 @@ from fpjax.inversion.observation import Observation, Rounded8Bit, leaky_clip
 from fpjax.inversion.prior import BoundsPrior, GaussianPrior, Prior
 from fpjax.models.generator import static
 from fpjax.precision import full_precision
+from fpjax.programs import droppable
 
 Array = jax.Array
 
@@ -258,6 +259,7 @@ def shown(
     return np.asarray(jax.device_get(_shown(*given)))
 
 
+@droppable
 @jax.jit
 @full_precision
 def _shown(problem: Problem, filter: Callable[[Array], Array] | None, unknowns: Array) -> Array:

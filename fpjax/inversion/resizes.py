@@ -18,6 +18,7 @@ from jaxtyping import Float
 from fpjax.attacks.linear import KERNELS
 from fpjax.inversion.observation_filtered import Filter
 from fpjax.precision import full_precision
+from fpjax.programs import droppable
 
 Array = jax.Array
 
@@ -108,6 +109,7 @@ def _errors(picture, file, sizes) -> Float[np.ndarray, "filters sizes"]:
     return np.stack([jax.device_get(_rms(*given, filter=filter)) for filter in KERNELS])
 
 
+@droppable
 @functools.partial(jax.jit, static_argnames="filter")
 @full_precision
 def _rms(picture: Array, file: Array, heights: Array, widths: Array, *, filter: str) -> Array:

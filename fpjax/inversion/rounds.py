@@ -13,20 +13,31 @@ from fpjax.parallel import cores
 _WAVE = 64
 """Images that are on a device at once: enough that its last, partly filled rounds hardly count."""
 
-_PADDED_BYTES = 1 << 26
-"""Pixels of waves that are filled up where lanes go one by one, at most: 64 images of 256 x 256 are
-48 MiB. What fills them begins nothing (one image of 64 x 64 takes as long as alone), and each size
-would compile its own programs."""
+_FILLED_BYTES = 1 << 26
+"""Waves that are filled up where lanes go one by one take this at most: pixels of 64 images of
+256 x 256 are 48 MiB. What fills them begins nothing (one image of 64 x 64 takes as long as alone),
+and each size would compile its own programs."""
 
 _MOST_LANES = 256
 """Lanes in a round, at most."""
 
 
-def images_in_wave(solver: Solver, problem: Problem, count: int) -> int:
+def images_in_wave(
+    solver: Solver, problem: Problem, count: int, starts: int = 1, own_bytes: int = 0
+) -> int:
     """Images of a device that are in a wave, where it has `count`: one size, or powers of two, so
-    that few programs are compiled."""
-    filled = 4 * math.prod(problem.scheme.generator.image_shape) * _WAVE
-    if jax.default_backend() == "cpu" and solver.cpu_lanes == 1 and filled <= _PADDED_BYTES:
+    that few programs are compiled.
+
+    Args:
+      solver, problem, count: what is solved, and of how many images.
+      starts: of each image.
+      own_bytes: of each image's own observation.
+    """
+    pixels, symbols = math.prod(problem.scheme.generator.image_shape), problem.scheme.num_symbols
+    # A lane keeps its unknowns and what they say of the symbols.
+    lane = 4 * (symbols**2 + 4 * problem.num_unknowns)
+    filled = _WAVE * (4 * pixels + starts * lane + own_bytes)
+    if jax.default_backend() == "cpu" and solver.cpu_lanes == 1 and filled <= _FILLED_BYTES:
         return _WAVE
     return min(_WAVE, 1 << (count - 1).bit_length())
 

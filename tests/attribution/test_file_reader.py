@@ -48,14 +48,14 @@ def test_what_compression_does_to_a_picture_is_known(tmp_path):
     )  # fmt: skip
     reader = file_reader.FileReader(scheme, None, 1 << 30, None, None, count, brief=True)
     seen = [stated(picture, scheme.generator.image_shape) for picture in pictures]
-    more, noise = reader._more_happened(found, seen, pictures)
+    more, noise = reader._beyond_tables(found, seen, pictures)
     assert more.tolist() == [False, True, False]
     assert noise[[0, 2]].max() < file_reader._MORE_NOISE and 0.08 < noise[1] < 0.11
     for other in (
         dataclasses.replace(reader, brief=False),
         dataclasses.replace(reader, solver=fpjax.LevenbergMarquardt()),
     ):
-        assert not other._more_happened(found, seen, pictures)[0].any()
+        assert not other._beyond_tables(found, seen, pictures)[0].any()
 
 
 def test_a_revoked_key_that_the_first_reading_finds_is_told():
@@ -71,13 +71,13 @@ def test_a_revoked_key_that_the_first_reading_finds_is_told():
 def test_pictures_that_no_key_can_be_read_from_are_given_up():
     """Of the same information, seen with noise of 0.1 assumed, while ever more is left."""
     scheme = fpjax.load_scheme("avatars-stylegan2/robust")
-    _, half = level_range(scheme.levels)  # that is 2.5 standard deviations
-    one = np.eye(scheme.key_length, dtype=np.float32) * (2.5 / half) ** 2
+    _, half = level_range(scheme.levels)  # a symbol is worth half a bit
+    one = np.eye(scheme.key_length, dtype=np.float32) / half**2
     information = np.repeat(one[None], 4, 0)
     information[3] = np.nan  # what is not known is looked at
     found = _solution(4, scheme, information)
     plain = [Picture(np.zeros(scheme.generator.image_shape, np.uint8))] * 4
-    left = np.array([0.1, 0.3, 1.0, 1.0])
+    left = np.array([0.1, 0.05, 0.2, 1.0])
     told = second_look._readable(scheme, found, plain, np.full(4, 0.1), left)
     assert told.tolist() == [True, True, False, True]
     nothing = dataclasses.replace(found, information=None)

@@ -174,6 +174,17 @@ def test_a_few_images_more_or_fewer_compile_nothing(scheme, images):
     assert (driver._round._cache_size(), driver._init._cache_size()) == before
 
 
+def test_waves_are_filled_up_where_that_takes_little(scheme):
+    problem, solver = Problem(scheme), LevenbergMarquardt()
+    if jax.default_backend() != "cpu":
+        pytest.skip("waves are filled up on CPUs")
+    assert [rounds.images_in_wave(solver, problem, count) for count in (1, 9, 200)] == [64] * 3
+    # A file of another size brings its own pixels; and lanes that go together fill nothing.
+    sizes = [rounds.images_in_wave(solver, problem, count, 1, 1 << 22) for count in (1, 9, 200)]
+    assert sizes == [1, 16, 64]
+    assert rounds.images_in_wave(Adam(), problem, 9) == 16
+
+
 def test_other_arrays_of_the_same_shapes_compile_nothing(scheme, images):
     """Another strength, basis, weights and number of images run the programs of the first."""
     starts = toys.starts(scheme)
