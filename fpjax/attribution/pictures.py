@@ -25,8 +25,8 @@ RESIZE_FILTER = "bicubic"
 """What pictures of another size are taken to have been resized with."""
 
 MUCH_NOISE = 0.3
-"""Noise that is assumed at first where a picture is far from explained: what was done to it as a
-whole is found before its details are."""
+"""Noise that is assumed at first of pictures that are far from explained. With a fifth more than
+the first look had left, three of 24 resizes were not recognised that are with this."""
 
 LEAST_NOISE, MOST_NOISE = 0.002, 0.5
 """That is assumed of pictures whose noise is estimated: a fourth of a grey level at least."""

@@ -1,10 +1,10 @@
 """A second look at pictures of which the file alone does not explain all.
 
 It does not know what was done to a picture. It looks for a turn, a window, a kernel and a map of
-colours as unknowns of the inversion, and for noise of unknown power. More noise is assumed than
-there may be, and then what the last inversion left, from where it ended, until what is left is what
-was assumed. Until then a look of the default solver is one Jacobian. Pictures that leave so much
-that no key could be read are given up.
+colours as unknowns of the inversion, and for noise of unknown power. Much noise is assumed first,
+and then what the last inversion left, from where it ended, until what is left is what was assumed.
+Until then a look of the default solver is one Jacobian. Pictures that leave so much that no key
+could be read are given up.
 
 Where the first look came near, the second begins at the calibrated start, and of JPEG files where
 the first ended; elsewhere at the likeliest windows and turns.
@@ -53,9 +53,6 @@ _NEAR = 0.1
 """Residual of the first look up to which the second needs no windows. Of four files each,
 noise of 0.05, blurs, resizes and other colours left 0.007 to 0.092 (one resize 0.14), and of 64
 each, noise of 0.1 0.082 to 0.118, shifts by a pixel 0.101 to 0.31 and crops 0.12 to 0.36."""
-
-_ABOVE = 1.2
-"""Noise that is assumed at first of near pictures, in units of what the first look left."""
 
 _ROUGH_LOOKS, _WHOLE_LOOKS = 3, 2
 """At a degraded picture after the first of these, at most: of one Jacobian, and to the end."""
@@ -144,26 +141,23 @@ def _degraded(
     left. Those that are near are tried without windows."""
     shape = reader.scheme.generator.image_shape
     plain = [functools.partial(_noisy, picture, shape, filter=None) for picture in pictures]
-    much = np.clip(_ABOVE * first.residual, 2 * ROUNDING_STD, MUCH_NOISE)
-    much = np.where(near & np.isfinite(much), much, MUCH_NOISE)
-    rough, limits = _roughly(reader, pictures, plain, first, near, much)
+    rough, limits = _roughly(reader, pictures, plain, first, near)
     std = _noise_left(reader, rough, pictures, plain, DEGRADATION)
     resizes = _resizes(reader.scheme, rough, pictures)
     parts, done = [], np.zeros(len(pictures), bool)
     tried = np.array([i for i, found in enumerate(resizes) if found is not None], int)
     if len(tried):
         reading = _resized(
-            reader, [pictures[i] for i in tried], rough.take(tried), [resizes[i] for i in tried],
-            much[tried],
-        )  # fmt: skip
+            reader, [pictures[i] for i in tried], rough.take(tried), [resizes[i] for i in tried]
+        )
         done[tried] = reading.solution.residual <= _MUCH_NEARER * rough.residual[tried]
         parts.append(reading.take(done[tried], rows[done]))
     left = np.flatnonzero(~done)
     if len(left):
         chosen = [pictures[i] for i in left]
         solution, limits, std = _finer(
-            reader, chosen, [plain[i] for i in left], rough.take(left), limits[left], much[left],
-            std[left], degradation=DEGRADATION,
+            reader, chosen, [plain[i] for i in left], rough.take(left), limits[left], std[left],
+            degradation=DEGRADATION,
         )  # fmt: skip
         assert solution.parameters is not None
         words = [DEGRADATION.words(values) for values in solution.parameters]
@@ -177,16 +171,15 @@ def _roughly(
     observe: list[Callable[[float], Observation]],
     first: Solution,
     near: np.ndarray,
-    much: np.ndarray,
 ) -> tuple[Solution, np.ndarray]:
-    """One Jacobian each with noise of `much`, from starts with windows where none is near."""
+    """One Jacobian each with much noise assumed, from starts with windows where none is near."""
     order, parts, limits = [], [], []
     for these, is_near in ((np.flatnonzero(near), True), (np.flatnonzero(~near), False)):
         if len(these):
             mine = [pictures[i] for i in these]
             starts = _plain_starts(reader, mine, first.take(these)) if is_near else None
             found, limit = reader.invert(
-                [observe[i](float(much[i])) for i in these], mine, reader.rough, starts=starts,
+                [observe[i](MUCH_NOISE) for i in these], mine, reader.rough, starts=starts,
                 degradation=DEGRADATION,
             )  # fmt: skip
             order.append(these)
@@ -243,7 +236,6 @@ def _resized(
     pictures: list[Picture],
     rough: Solution,
     resizes: list[Resized],
-    much: np.ndarray,
 ) -> Readings:
     """Pictures that were resized and brought back to their size, in a known way."""
     shape = reader.scheme.generator.image_shape
@@ -253,9 +245,7 @@ def _resized(
     ]
     errors = np.array([found.error for found in resizes])
     std = _noise_left(reader, rough, pictures, observe, None, errors)
-    solution, limits, std = _finer(
-        reader, pictures, observe, rough, np.zeros(len(pictures)), much, std
-    )
+    solution, limits, std = _finer(reader, pictures, observe, rough, np.zeros(len(pictures)), std)
     words = [found.words for found in resizes]
     return _told(pictures, np.arange(len(pictures)), solution, limits, words, std)
 
@@ -266,18 +256,16 @@ def _finer(
     observe: list[Callable[[float], Observation]],
     solution: Solution,
     limits: np.ndarray,
-    noise: np.ndarray,
     std: np.ndarray,
     *,
     degradation: Degradation | None = None,
 ) -> tuple[Solution, np.ndarray, np.ndarray]:
-    """A rough solution with `noise` assumed that left `std`, made finer until what is assumed is
-    what is left.
+    """A rough solution that left noise of `std`, made finer until what is assumed is what is left.
 
     Returns:
       The solution, the residuals up to which pictures count as explained, and the noise left, (n,).
     """
-    noise, limits, std = noise.copy(), limits.copy(), std.copy()
+    noise, limits, std = np.full(len(pictures), MUCH_NOISE), limits.copy(), std.copy()
     # Whether what was assumed is not what the look before had left; whether a look was to the end.
     unsure = np.ones(len(pictures), bool)
     whole = np.full(len(pictures), degradation is not None and not reader.looks_roughly)

@@ -211,11 +211,13 @@ def test_looks_are_rough_while_the_noise_is_a_guess(scheme, registry, images, fo
     monkeypatch.setattr(file_reader, "read_files", invert)
     noisy = GaussianNoise(std=0.06)(jax.random.key(0), images[:1])
     _attribute(scheme, noisy, registry, observation="auto")
-    # A brief reading; more noise than that leaves; what is left, which is left again; to the end.
-    assert [steps for _, steps in seen] == [2, 1, 1, file_reader._MOST_STEPS]
+    # A brief reading; much noise; a third of what that leaves; what that leaves, which is left
+    # again; to the end.
+    assert [steps for _, steps in seen] == [2, 1, 1, 1, file_reader._MOST_STEPS]
     stds = [std for std, _ in seen]
-    assert stds[0] == 0.0 and stds[1] == pytest.approx(1.2 * stds[2], abs=0.002)
-    assert stds[2] == stds[3] == pytest.approx(0.06, abs=0.003)
+    # Rounded to three digits above: three times half a thousandth, and half a one.
+    assert stds[:2] == [0.0, 0.3] and stds[3] == pytest.approx(3 * stds[2], abs=0.002)
+    assert stds[3] == stds[4]
 
 
 def test_somebodys_own_solver_looks_again_as_it_is(scheme, registry, images, found):
