@@ -279,9 +279,10 @@ def _finer(
         if not left.any():
             break
         little = ~settled & (std < _LITTLE * noise)
-        # To the end, once a noise that a look had left is left again, or nothing but rounding.
+        # To the end, once a noise that a look had left is left again, or nothing but rounding; and
+        # where much noise, as it is assumed first, leaves much: what is far off gets nearer then.
         to_the_end = settled & ~unsure | rounding | (look >= rough_looks)
-        to_the_end |= not reader.looks_roughly
+        to_the_end |= ~little & (look == 0) | (not reader.looks_roughly)
         noise[left] = np.maximum(np.where(little, std / 3, std), 2 * ROUNDING_STD)[left]
         unsure[left], whole[left] = little[left], to_the_end[left]
         for choose, rows in (
