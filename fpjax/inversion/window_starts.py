@@ -39,7 +39,7 @@ _ANGLES = 1.5 * np.arange(1, 9)
 _TAKEN_NEARER = ((8, 6), (2, 16), (1, 48))
 """Rounds in which the best windows are taken nearer: how many, as a multiple of the starts, and for
 how many forward passes each. With three, twelve and thirty-two passes the same windows were chosen
-of 16 crops and 16 shifts, but a picture turned by 5 degrees was read less well."""
+of 16 crops and 16 shifts, but two turned pictures were read less well, 84% of their bits."""
 _NOISE = 0.05
 """That is assumed while windows are compared."""
 _RIVAL = 1.4
