@@ -13,6 +13,9 @@ each eager, with channels last, and through torch.compile where that works. Up-s
 transposed convolution followed by the FIR filter. Images and derivatives of all are compared
 before anything is timed. Runs of all take turns; a row has the fastest run of each.
 
+All of it runs on JAX's default device, in full float32: on an NVIDIA GPU too, where PyTorch has one
+(`XLA_PYTHON_CLIENT_PREALLOCATE=false` leaves it memory).
+
 The peak is the best rate of a large float32 product, of JAX's or PyTorch's, measured before and
 after. The share of it counts the fewest products that a layer needs (an up-sampling layer 9 for
 each pixel of its input), twice that for vjp and jvp, and the time of all that is no product too.
@@ -44,6 +47,7 @@ from absl import app, flags
 import fpjax
 from fpjax.models import stylegan2
 from fpjax.models.stylegan2 import StyleGAN2Config
+from fpjax.precision import full_precision
 
 _SIZES = flags.DEFINE_list("sizes", ["64", "256"], "Sides in pixels: 32 (bundled), 64, 256, 1024.")
 _BATCHES = flags.DEFINE_list("batches", ["1", "8"], "Numbers of images at a time.")
@@ -89,12 +93,27 @@ def gigaflops(config):
     return 2e-9 * total
 
 
+def torch_device():
+    """PyTorch's name of JAX's default device."""
+    if jax.default_backend() == "cpu":
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise SystemExit(
+            f"JAX computes on {jax.devices()[0]}, where PyTorch does not: no peer there"
+        )
+    return "cuda"
+
+
+def as_torch(array):
+    return torch.from_numpy(np.array(array)).to(torch.get_default_device())
+
+
 class TorchSynthesis:
     """The synthesis network in PyTorch, NCHW, of the styles (B, w_dim)."""
 
     def __init__(self, config, params, form, memory_format=torch.contiguous_format):
         self.config, self.form, self.memory_format = config, form, memory_format
-        self.params = jax.tree.map(lambda x: torch.from_numpy(np.array(x)), params["synthesis"])
+        self.params = jax.tree.map(as_torch, params["synthesis"])
         for block in self.params.values():
             for layer in block.values():
                 if isinstance(layer, dict) and layer["weight"].ndim == 4:
@@ -178,7 +197,7 @@ def jax_run(config, params, case, w, tangent, cotangent):
     def jvp(params, w, tangent, cotangent):
         return jax.jvp(functools.partial(synthesis, params), (w,), (tangent,))[1]
 
-    run = jax.jit({"forward": forward, "vjp": vjp, "jvp": jvp}[case])
+    run = jax.jit(full_precision({"forward": forward, "vjp": vjp, "jvp": jvp}[case]))
     return lambda: run(params, w, tangent, cotangent).block_until_ready()
 
 
@@ -187,8 +206,8 @@ def torch_run(config, params, peer, case, w, tangent, cotangent):
     form, way = peer.split("/")
     memory_format = torch.channels_last if way == "last" else torch.contiguous_format
     synthesis = TorchSynthesis(config, params, form, memory_format)
-    w, tangent = torch.from_numpy(w), torch.from_numpy(tangent)
-    cotangent = torch.from_numpy(cotangent).permute(0, 3, 1, 2).contiguous()
+    w, tangent = as_torch(w), as_torch(tangent)
+    cotangent = as_torch(cotangent).permute(0, 3, 1, 2).contiguous()
     if way == "compiled":
         torch._dynamo.reset()
         synthesis = torch.compile(synthesis.__call__, dynamic=False)
@@ -205,7 +224,20 @@ def torch_run(config, params, peer, case, w, tangent, cotangent):
         with torch.no_grad():
             return torch.func.jvp(synthesis, (w,), (tangent,))[1]
 
-    return {"forward": forward, "vjp": vjp, "jvp": jvp}[case]
+    run = {"forward": forward, "vjp": vjp, "jvp": jvp}[case]
+    return finished(run)
+
+
+def finished(run):
+    """`run`, and where a GPU computes, wait for it."""
+
+    def wait():
+        answer = run()
+        if torch.get_default_device().type == "cuda":
+            torch.cuda.synchronize()
+        return answer
+
+    return wait
 
 
 def _clock(taken):
@@ -213,12 +245,15 @@ def _clock(taken):
 
 
 def matrix_product_peak():
-    """Best gigaflops of a float32 product of 2048 x 2048 matrices, of JAX's and PyTorch's."""
-    size = 2048
+    """Best gigaflops of a large float32 product, of JAX's and PyTorch's."""
+    size = 2048 if jax.default_backend() == "cpu" else 8192
     ours = jnp.ones((size, size), jnp.float32)
     theirs = torch.ones(size, size)
-    product = jax.jit(jnp.matmul)
-    runs = (lambda: product(ours, ours).block_until_ready(), lambda: theirs @ theirs)
+    product = jax.jit(full_precision(jnp.matmul))
+    runs = (
+        lambda: product(ours, ours).block_until_ready(),
+        finished(lambda: theirs @ theirs),
+    )
     return 2e-9 * size**3 / min(min(map(_clock, taken)) for taken in interleaved(runs, 8))
 
 
@@ -254,7 +289,7 @@ def measure(config, params, case, batch):
             continue
         if answer.ndim == 4:
             answer = answer.permute(0, 2, 3, 1)
-        difference = answer.numpy() - expected
+        difference = answer.cpu().numpy() - expected
         if case == "forward":
             errors[peer], bound = float(np.abs(difference).max() / expected.std()), 1e-4
         else:
@@ -314,6 +349,8 @@ def main(argv):
             parts = ", ".join(f"{kind} {part:.0f} ms" for kind, part in spent.items())
             print(f"{size:4d} px, vjp of one image: {parts}", flush=True)
         return
+    torch.set_default_device(torch_device())
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     rows, peak = [], matrix_product_peak()
     for size in map(int, _SIZES.value):
         config, params = generator(size)

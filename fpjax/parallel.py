@@ -46,6 +46,16 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def files_at_once(on_cpus: int, on_accelerators: int = 256) -> int:
+    """Files that are answered before answers are saved: what an early end may cost. An accelerator
+    is not filled by a few images.
+
+    >>> files_at_once(8) in (8, 256)
+    True
+    """
+    return on_cpus if jax.default_backend() == "cpu" else on_accelerators
+
+
 class _BlasThreads:
     """One thread for a process's BLAS, while any thread wants that and JAX computes on CPUs."""
 

@@ -1,4 +1,8 @@
-"""Compiled programs, and the room that a process has for them.
+"""Compiled programs: how they are compiled, and the room that a process has for them.
+
+Where a GPU computes, XLA would time Triton kernels of its own for every product before it takes the
+vendor's, which are as fast in full float32: that is most of what compiling takes there, and left
+out.
 
 XLA's programs for CPUs take some 500 to 2,500 memory maps each, of which Linux gives a process
 65,530 (`vm.max_map_count`): a long study that looks at many kinds of files would end with "Cannot
@@ -9,14 +13,21 @@ Where JAX keeps compiled programs on a disk (`JAX_COMPILATION_CACHE_DIR`), they 
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+from jax.core import Tracer
 
-Program = TypeVar("Program", bound=Any)
+Droppable = TypeVar("Droppable", bound=Any)
+
+_OF_GPUS: dict[str, bool | int | str] = {"xla_gpu_enable_triton_gemm": False}
+"""On an NVIDIA H200, one inversion's largest program took 7 s to compile with it, more than 25
+without; decoding 2.4 and 19."""
 
 _SHARE = 0.7
 """Of a process's memory maps, from which on programs are dropped. One kind of inversion, of the
@@ -26,7 +37,7 @@ _GROWN = 0.1
 """Share by which maps must have grown since programs were dropped for that to happen again: what is
 not dropped may take most of them."""
 
-_PROGRAMS: list[Any] = []
+_DROPPABLE: list[Any] = []
 
 
 class _State:
@@ -39,8 +50,69 @@ class _State:
 _STATE = _State()
 
 
-def droppable(program: Program) -> Program:
-    """Marks a function that `jax.jit` made as one of which `make_room` may drop what is compiled.
+class Program:
+    """A function that is compiled as a program of its own, as `jax.jit` does it.
+
+    Inside other functions that JAX traces it is a part of their program.
+    """
+
+    def __init__(self, function: Callable[..., Any], how: dict[str, Any]) -> None:
+        functools.update_wrapper(self, function)
+        self._of_options = functools.cache(
+            lambda options: jax.jit(function, compiler_options=dict(options) or None, **how)
+        )
+        self._of_options(())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls it; compiles it for new shapes, types and static arguments."""
+        # A part of another program has that one's options.
+        return self._jitted(jax.tree.leaves((args, kwargs)))(*args, **kwargs)
+
+    def lower(self, *args: Any, **kwargs: Any) -> Any:
+        """As that of what `jax.jit` makes."""
+        return self._jitted().lower(*args, **kwargs)
+
+    def clear_cache(self) -> None:
+        """As that of what `jax.jit` makes."""
+        self._jitted().clear_cache()
+
+    def cache_size(self) -> int:
+        """How many are compiled."""
+        return self._jitted()._cache_size()
+
+    def _jitted(self, operands: Sequence[Any] = ()) -> Any:
+        if jax.default_backend() != "gpu" or any(isinstance(x, Tracer) for x in operands):
+            return self._of_options(())
+        return self._of_options(_options_of_gpus())
+
+
+def program(**how: Any) -> Callable[[Callable[..., Any]], Program]:
+    """Makes a function a `Program`.
+
+    Args:
+      how: as `jax.jit` takes them, such as `static_argnums`.
+
+    >>> @program(static_argnums=1)
+    ... def power(x, exponent):
+    ...     return x**exponent
+    >>> float(power(2.0, 3)), power.cache_size()
+    (8.0, 1)
+    """
+    return lambda function: Program(function, how)
+
+
+@functools.cache
+def _options_of_gpus() -> tuple[tuple[str, bool | int | str], ...]:
+    """None where the compiler does not know them."""
+    try:
+        jax.jit(lambda x: x, compiler_options=_OF_GPUS)(jnp.zeros(()))
+    except jax.errors.JaxRuntimeError:
+        return ()
+    return tuple(_OF_GPUS.items())
+
+
+def droppable(program: Droppable) -> Droppable:
+    """Marks a program of which `make_room` may drop what is compiled.
 
     >>> @droppable
     ... @jax.jit
@@ -49,7 +121,7 @@ def droppable(program: Program) -> Program:
     >>> float(twice(1.5))
     3.0
     """
-    _PROGRAMS.append(program)
+    _DROPPABLE.append(program)
     return program
 
 
@@ -84,7 +156,7 @@ def make_room() -> bool:
         maps = _maps()
         if _STATE.users or maps < max(_SHARE * limit, _STATE.left + _GROWN * limit):
             return False
-        for program in _PROGRAMS:
+        for program in _DROPPABLE:
             program.clear_cache()
         _STATE.left = _maps()
     return True

@@ -10,7 +10,6 @@ do not show, where a fingerprint lives too. Source: projected gradient, Madry et
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +20,7 @@ import numpy as np
 from fpjax.attacks.base import AttackError, image_keys, round_to_uint8
 from fpjax.models.canonical import canonical_convolutions
 from fpjax.precision import full_precision
+from fpjax.programs import program
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,7 +86,7 @@ def adversarial(
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@program(static_argnums=(0, 1))
 @full_precision
 def _search(decode, steps, params, latents, key, budget, scale):
     pictures = jnp.clip(decode(params, latents), -1, 1)

@@ -145,8 +145,6 @@ def main(args: argparse.Namespace) -> int:
     images = list(dict.fromkeys(args.names))
     answers = Answers(args.json, resume=args.resume)
 
-    import jax
-
     import fpjax
     from fpjax.attribution.files import attribute
     from fpjax.inversion.encoder_reader import EncoderReader
@@ -154,6 +152,7 @@ def main(args: argparse.Namespace) -> int:
     from fpjax.inversion.problem import Problem
     from fpjax.inversion.readers import default_reader
     from fpjax.inversion.solvers.default import default_solver
+    from fpjax.parallel import files_at_once
     from fpjax.progress import Display
 
     common.use_compilation_cache()
@@ -184,8 +183,7 @@ def main(args: argparse.Namespace) -> int:
         if len(pending) < len(images):
             common.say(f"{len(images) - len(pending)} images were answered before")
         answers.save(images, complete=not pending)
-        # A batch is what an early end may cost; an accelerator is not filled by a few images.
-        batch = 8 if jax.default_backend() == "cpu" else 64
+        batch = files_at_once(8)
         try:
             with Display(quiet=args.quiet) as progress:
                 for first in range(0, len(pending), batch):

@@ -24,7 +24,6 @@ USERS = ("ada", "blaise", "claude", "dorothy", "emmy", "florence", "grace", "hed
 IMAGES_PER_USER = 4
 NUM_WITHOUT_KEY = 16
 _MARK = ".fpjax-demo"
-_BATCH = 8
 
 
 def add_arguments(parser: common.Parser) -> None:
@@ -87,6 +86,7 @@ def main(args: argparse.Namespace) -> int:
     from fpjax.fingerprint.embed import generate
     from fpjax.fingerprint.scheme import load_scheme
     from fpjax.io.images import load_image, save_image, to_uint8
+    from fpjax.parallel import files_at_once
     from fpjax.progress import Display
     from fpjax.studies.quality import psnr_db
 
@@ -141,8 +141,9 @@ def main(args: argparse.Namespace) -> int:
         found_keys, readers = [], set()
         with progress:
             progress("attributing", 0, len(rows))
-            for first in range(0, len(rows), _BATCH):
-                batch = rows[first : first + _BATCH]
+            at_once = files_at_once(8)
+            for first in range(0, len(rows), at_once):
+                batch = rows[first : first + at_once]
                 pictures = [read_picture(row.path, scheme.generator.image_shape) for row in batch]
                 found = attribute(
                     scheme,

@@ -27,6 +27,7 @@ from fpjax.errors import InputError
 from fpjax.fingerprint.basis import Basis, Metric
 from fpjax.models.generator import static
 from fpjax.precision import full_precision
+from fpjax.programs import program
 
 Transform = Literal["dct", "channels", "none"]
 
@@ -214,7 +215,7 @@ class BlockBasis:
         return named if self.metric == "latent" else named | {"dual_blocks": self.dual_blocks}
 
 
-@jax.jit
+@program()
 @full_precision
 def _dense(basis: BlockBasis) -> tuple[Array, Array]:
     unit = jnp.eye(len(basis), dtype=jnp.float32)

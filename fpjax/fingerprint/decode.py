@@ -10,13 +10,14 @@ from jaxtyping import Float, PRNGKeyArray, UInt8
 from fpjax.io.images import to_uint8
 from fpjax.models.generator import Generator
 from fpjax.precision import full_precision
+from fpjax.programs import program
 
 Array = jax.Array
 
 BATCH = 64
 
 
-@jax.jit
+@program()
 @full_precision
 def _decode(generator: Generator, latents: Array) -> Array:
     return jnp.clip(generator.decode(generator.params, latents), -1, 1)

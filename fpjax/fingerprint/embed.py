@@ -19,6 +19,7 @@ from fpjax.fingerprint.keys import check_keys
 from fpjax.fingerprint.scheme import Scheme
 from fpjax.io.images import save_image, to_uint8
 from fpjax.precision import full_precision
+from fpjax.programs import program
 
 Array = jax.Array
 
@@ -85,13 +86,13 @@ def _normal(key: Array, shape: tuple[int, int]) -> Array:
     return jax.random.normal(key, shape, "float32")
 
 
-@jax.jit
+@program()
 @full_precision
 def _project(scheme: Scheme, latents: Array) -> Array:
     return scheme.project(latents)
 
 
-@jax.jit
+@program()
 @full_precision
 def _latents_of(scheme: Scheme, alpha: Array, symbols: Array) -> Array:
     return scheme.latents_of(alpha, symbols)

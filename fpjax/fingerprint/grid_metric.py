@@ -25,6 +25,7 @@ from fpjax.fingerprint.block_basis import BlockBasis, blocks_of, check_grid, fro
 from fpjax.models.canonical import canonical_convolutions
 from fpjax.models.generator import Generator
 from fpjax.precision import full_precision
+from fpjax.programs import program
 
 Array = jax.Array
 
@@ -92,7 +93,7 @@ def grid_metric(
     return (blocks + blocks.swapaxes(1, 2)) / 2
 
 
-@jax.jit
+@program()
 @full_precision
 def _probe(generator: Generator, latents: Array, key: Array) -> tuple[Array, Array]:
     grid = check_grid(generator.latent_shape)

@@ -29,6 +29,7 @@ from fpjax.fingerprint.basis import Basis, Metric, centre, row_signs
 from fpjax.models.generator import Generator
 from fpjax.models.jacobian import DEFAULT_MEMORY, jacobian_rows, tangent_bytes, tangents_at_once
 from fpjax.precision import full_precision
+from fpjax.programs import program
 
 REGULARISATION = 1e-6
 """Added to the metric's diagonal, as a share of its mean: directions in which no image changes get
@@ -109,7 +110,7 @@ def _seen(
     return image.reshape(-1)
 
 
-@functools.partial(jax.jit, static_argnums=4)
+@program(static_argnums=4)
 @full_precision
 def _rows(
     latent: jax.Array,

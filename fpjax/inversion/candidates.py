@@ -12,7 +12,6 @@ finish the candidates, and say what is left to gain.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -35,6 +34,7 @@ from fpjax.models.canonical import canonical_convolutions
 from fpjax.models.jacobian import DEFAULT_MEMORY, tangent_bytes
 from fpjax.parallel import one_blas_thread
 from fpjax.precision import full_precision
+from fpjax.programs import program
 
 Array = jax.Array
 
@@ -210,7 +210,7 @@ def _lanes(problem: Problem, steps: int, memory: int, count: int) -> int:
     return 1 << (largest.bit_length() - 1)
 
 
-@functools.partial(jax.jit, static_argnums=3)
+@program(static_argnums=3)
 @full_precision
 def _linearise(problem: Problem, unknowns: Array, target: Array, block: int) -> _Shared:
     residual, rows = linearise(problem, unknowns, target, 0.0, block, "float32")
@@ -251,7 +251,7 @@ class _Lane(NamedTuple):
     count: Array
 
 
-@functools.partial(jax.jit, static_argnums=(5, 6))
+@program(static_argnums=(5, 6))
 @full_precision
 def _refine(problem, shared: _Shared, symbols, target, tolerance, steps: int, polish: int):
     """Costs, what is left, noise ratios and steps of candidates (C, L), each (C,)."""

@@ -10,7 +10,6 @@ host's CPU, where lanes go one by one, each core has waves of its own.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,14 +25,20 @@ from fpjax.inversion.information import decide_bits
 from fpjax.inversion.observation import PerImage, pixel_residual
 from fpjax.inversion.placement import Placed, Wave, fetch, sharded
 from fpjax.inversion.problem import Problem, check_images
-from fpjax.inversion.rounds import chunk_sizes, images_in_wave, shared_memory, waves_at_once
+from fpjax.inversion.rounds import (
+    chunk_for,
+    chunk_sizes,
+    images_in_wave,
+    shared_memory,
+    waves_at_once,
+)
 from fpjax.inversion.solution import RUNNING, Solution, Status
 from fpjax.inversion.solvers.base import Solver
 from fpjax.inversion.solvers.default import default_solver
 from fpjax.models.jacobian import DEFAULT_MEMORY
 from fpjax.parallel import concurrently, one_blas_thread
 from fpjax.precision import full_precision
-from fpjax.programs import droppable, in_use, make_room
+from fpjax.programs import droppable, in_use, make_room, program
 
 Array = jax.Array
 Progress = Callable[[int, int], None]
@@ -210,14 +215,14 @@ class _Work:
             if finished.all():
                 break
             waiting = (status == RUNNING).reshape(lanes, devices, -1).sum(axis=(0, 2)).max()
-            chunk = next((size for size in chunks if size <= waiting), chunks[-1])
+            chunk = chunk_for(chunks, waiting)
             with one_blas_thread:
                 wave = _round(solver, placed, chunk, self.plans[chunk], problem, wave)
                 status = fetch(wave["status"])
 
 
 @droppable
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@program(static_argnums=(0, 1, 2))
 @full_precision
 def _init(solver: Solver, placed: Placed, chunk: int, problem: Problem, wave: Wave) -> Wave:
     def local(problem, wave):
@@ -295,7 +300,7 @@ def _repeated(starts: np.ndarray) -> np.ndarray:
 
 
 @droppable
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(5,))
+@program(static_argnums=(0, 1, 2, 3), donate_argnums=(5,))
 @full_precision
 def _round(
     solver: Solver, placed: Placed, chunk: int, plan: int, problem: Problem, wave: Wave
@@ -341,7 +346,7 @@ def _round(
 
 
 @droppable
-@functools.partial(jax.jit, static_argnums=0)
+@program(static_argnums=0)
 @full_precision
 def _estimates(solver: Solver, problem: Problem, wave: Wave, wanted: Array):
     """The best lane of each image: (estimate, status, steps, pixel residual where wanted)."""

@@ -11,7 +11,6 @@ the picture alone.
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -25,6 +24,7 @@ from fpjax.inversion.prior import GaussianPrior
 from fpjax.inversion.problem import Problem, check_images
 from fpjax.models.jacobian import DEFAULT_MEMORY, jacobian_rows, tangent_bytes, tangents_at_once
 from fpjax.precision import full_precision
+from fpjax.programs import program
 
 Array = jax.Array
 
@@ -109,7 +109,7 @@ def alpha_precision(problem: Problem) -> Array:
     return jnp.where(free, 1 / std**2, jnp.zeros_like(std))
 
 
-@functools.partial(jax.jit, static_argnums=3)
+@program(static_argnums=3)
 @full_precision
 def _key_information(problem: Problem, unknowns: Array, targets: Array, block: int):
     precision = alpha_precision(problem)

@@ -19,7 +19,7 @@ from fpjax.inversion.observation import to_8bit
 from fpjax.inversion.observation_jpeg import Jpeg
 from fpjax.io.jpeg_dct import jpeg_coefficients
 from fpjax.precision import full_precision
-from fpjax.programs import droppable
+from fpjax.programs import droppable, program
 
 Array = jax.Array
 
@@ -69,7 +69,7 @@ def noise_power(jpeg: Jpeg, picture: Float[np.ndarray, "height width channels"])
 
 
 @droppable
-@jax.jit
+@program()
 @full_precision
 def _left(jpeg: Jpeg, picture: Array, stds: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
     """Residuals in units of the file's noise: of the file, (), and of compressions (S,)."""

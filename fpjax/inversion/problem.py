@@ -26,7 +26,7 @@ from fpjax.inversion.observation import Observation, Rounded8Bit, leaky_clip
 from fpjax.inversion.prior import BoundsPrior, GaussianPrior, Prior
 from fpjax.models.generator import static
 from fpjax.precision import full_precision
-from fpjax.programs import droppable
+from fpjax.programs import droppable, program
 
 Array = jax.Array
 
@@ -260,7 +260,7 @@ def shown(
 
 
 @droppable
-@jax.jit
+@program()
 @full_precision
 def _shown(problem: Problem, filter: Callable[[Array], Array] | None, unknowns: Array) -> Array:
     image = jnp.clip(problem.degraded(unknowns), -1, 1)

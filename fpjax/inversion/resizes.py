@@ -8,7 +8,6 @@ roughly right picture something clearly nearer to the file than every other one 
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ from jaxtyping import Float
 from fpjax.attacks.linear import KERNELS
 from fpjax.inversion.observation_filtered import Filter
 from fpjax.precision import full_precision
-from fpjax.programs import droppable
+from fpjax.programs import droppable, program
 
 Array = jax.Array
 
@@ -110,7 +109,7 @@ def _errors(picture, file, sizes) -> Float[np.ndarray, "filters sizes"]:
 
 
 @droppable
-@functools.partial(jax.jit, static_argnames="filter")
+@program(static_argnames="filter")
 @full_precision
 def _rms(picture: Array, file: Array, heights: Array, widths: Array, *, filter: str) -> Array:
     counted = (jnp.abs(file) < 0.99).astype(file.dtype)

@@ -3,7 +3,6 @@ an average Jacobian then takes nearer; or what the generator's encoder reads, re
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +24,7 @@ from fpjax.inversion.observation import ROUNDING_STD, Observation, Rounded8Bit
 from fpjax.inversion.prior import GaussianPrior
 from fpjax.inversion.problem import Problem
 from fpjax.precision import full_precision
+from fpjax.programs import program
 
 Array = jax.Array
 
@@ -78,7 +78,7 @@ def low_pass(images: Array) -> Array:
     return images.reshape(batch, -1)
 
 
-@jax.jit
+@program()
 @full_precision
 def _read(images: Array, weight: Array, bias: Array) -> Array:
     return low_pass(images) @ weight.astype(jnp.float32) + bias[None]
@@ -188,7 +188,7 @@ def _extrapolated(unknowns: Array, gaps: Array, past: Array, past_gaps: Array, k
     return unknowns + weights @ steps + _RELAXATION * (gaps + weights @ changes)
 
 
-@functools.partial(jax.jit, static_argnums=2)
+@program(static_argnums=2)
 @full_precision
 def _read_again(scheme: Scheme, images: Array, rereadings: int) -> tuple[Array, Array]:
     """Unknowns (B, K), and the root mean square (B,) of what the picture that they make leaves."""

@@ -9,8 +9,6 @@ Where turns are looked for, the whole picture is tried at a number of angles, to
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +21,7 @@ from fpjax.inversion.observation import Gaussian
 from fpjax.inversion.problem import Problem
 from fpjax.inversion.starts import encoder_readings, linear_read_out, nearer_start
 from fpjax.precision import full_precision
-from fpjax.programs import droppable
+from fpjax.programs import droppable, program
 
 Array = jax.Array
 
@@ -98,7 +96,7 @@ def _inverse(parameters: Array) -> Array:
 
 
 @droppable
-@functools.partial(jax.jit, static_argnums=2)
+@program(static_argnums=2)
 @full_precision
 def _put_back(image: Array, tried: Array, placed: Degradation) -> Array:
     def back(given: Array) -> Array:
@@ -111,7 +109,7 @@ def _put_back(image: Array, tried: Array, placed: Degradation) -> Array:
 
 
 @droppable
-@functools.partial(jax.jit, static_argnums=(4, 5))
+@program(static_argnums=(4, 5))
 @full_precision
 def _errors(
     problem: Problem,
@@ -133,7 +131,7 @@ def _errors(
 
 
 @droppable
-@functools.partial(jax.jit, static_argnums=(5, 6))
+@program(static_argnums=(5, 6))
 @full_precision
 def _nearer(
     problem: Problem,

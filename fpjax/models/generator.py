@@ -21,6 +21,7 @@ from jaxtyping import Float, PRNGKeyArray
 
 from fpjax.errors import InputError
 from fpjax.models.checkpoint import canonical_json
+from fpjax.programs import program
 
 Array = jax.Array
 
@@ -138,7 +139,7 @@ class Generator:
         return _sample(self, key, num)
 
 
-@functools.partial(jax.jit, static_argnums=2)
+@program(static_argnums=2)
 def _sample(generator: Generator, key: Array, num: int) -> Array:
     assert generator.sample_latents is not None
     return generator.sample_latents(generator.params, key, num)

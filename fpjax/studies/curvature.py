@@ -9,7 +9,6 @@ solver's estimates scatter, so that decisions can be drawn instead of inverting 
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -26,6 +25,7 @@ from fpjax.models.generator import Generator
 from fpjax.models.jacobian import DEFAULT_MEMORY, jacobian_rows, tangent_bytes, tangents_at_once
 from fpjax.parallel import concurrently, cores, one_blas_thread
 from fpjax.precision import full_precision
+from fpjax.programs import program
 
 NUM_LATENTS = 32
 DRAWS = 96
@@ -39,7 +39,7 @@ right."""
 _EDGE = 1 - 1 / 255
 
 
-@functools.partial(jax.jit, static_argnums=2)
+@program(static_argnums=2)
 @full_precision
 def _rows(generator: Generator, latent: jax.Array, block: int) -> jax.Array:
     """J of a latent as rows (D, M), zero for pixels that are saturated."""

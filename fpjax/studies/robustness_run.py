@@ -29,6 +29,7 @@ from fpjax.fingerprint.keys import unpack_words
 from fpjax.fingerprint.scheme import Scheme
 from fpjax.inversion.solvers.base import Solver
 from fpjax.io.atomic import atomic_write
+from fpjax.parallel import files_at_once
 from fpjax.progress import Progress
 from fpjax.studies.quality import lpips_distance, psnr_db
 from fpjax.studies.robustness import (
@@ -42,8 +43,6 @@ from fpjax.studies.robustness import (
 
 FORMAT_VERSION = 1
 RESULT = "robustness.json"
-_BATCH = 4
-"""Pictures that are answered, and kept, at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,12 +156,13 @@ def run_robustness(
             owners = np.arange(settings.num_images) % len(users)
             keys = unpack_words(words[owners], scheme.key_length).astype(np.uint8)
             made = generate(scheme, jax.random.key(settings.seed + 1), keys)
+            at_once = files_at_once(4)
             for label in labels:
                 cell = records[name].setdefault(label, [])
                 while len(cell) < settings.num_images:
                     done = sum(len(c) for r in records.values() for c in r.values())
                     progress(f"{name}, {label}", min(done, total), total)
-                    rows = range(len(cell), min(len(cell) + _BATCH, settings.num_images))
+                    rows = range(len(cell), min(len(cell) + at_once, settings.num_images))
                     paths = [_file(folder, name, label, row, made, settings) for row in rows]
                     cell += _answered(
                         scheme, registry, made, label, paths, rows, settings, distances, solver

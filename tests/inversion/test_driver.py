@@ -167,11 +167,11 @@ def test_a_few_images_more_or_fewer_compile_nothing(scheme, images):
     starts = toys.starts(scheme)
     problem = Problem(scheme)
     fpjax.invert(problem, images[:1], starts=starts)
-    before = driver._round._cache_size(), driver._init._cache_size()
+    before = driver._round.cache_size(), driver._init.cache_size()
     alone = fpjax.invert(problem, images[:5], starts=starts)
     found = fpjax.invert(problem, images[:8], starts=starts)
     np.testing.assert_array_equal(alone.soft_bits, found.soft_bits[:5])
-    assert (driver._round._cache_size(), driver._init._cache_size()) == before
+    assert (driver._round.cache_size(), driver._init.cache_size()) == before
 
 
 def test_waves_are_filled_up_where_that_takes_little(scheme):
@@ -189,13 +189,13 @@ def test_other_arrays_of_the_same_shapes_compile_nothing(scheme, images):
     """Another strength, basis, weights and number of images run the programs of the first."""
     starts = toys.starts(scheme)
     fpjax.invert(Problem(scheme), images[:5], starts=starts)
-    before = driver._round._cache_size(), driver._init._cache_size()
+    before = driver._round.cache_size(), driver._init.cache_size()
     fpjax.invert(Problem(scheme), images[:8], starts=starts)
     fpjax.invert(Problem(scheme.replace(strength=0.31)), images[:7], starts=starts)
     generator = toys.generator(toys.curved_decode, scale=0.1, seed=3)
     other = toys.scheme(generator)
     fpjax.invert(Problem(other), images[:6], starts=starts)
-    assert (driver._round._cache_size(), driver._init._cache_size()) == before
+    assert (driver._round.cache_size(), driver._init.cache_size()) == before
 
 
 def test_no_images_give_an_empty_solution(scheme):
