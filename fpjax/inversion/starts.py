@@ -19,7 +19,7 @@ from fpjax.fingerprint.decode import decode_images
 from fpjax.fingerprint.embed import embed, project
 from fpjax.fingerprint.keys import level_range, sample_keys
 from fpjax.fingerprint.scheme import Scheme
-from fpjax.inversion.broyden import descend
+from fpjax.inversion.broyden import descend, product
 from fpjax.inversion.observation import ROUNDING_STD, Observation, Rounded8Bit
 from fpjax.inversion.prior import GaussianPrior
 from fpjax.inversion.problem import Problem
@@ -121,17 +121,21 @@ def nearer_start(
     start: Float[Array, " unknowns"],
     target: Float[Array, "height width channels"],
     steps: int = _NEARER_STEPS,
+    average: tuple[Array, Array] | None = None,
 ) -> Float[Array, " unknowns"]:
     """A start (K,) that explains an image's low-passed pixels better, by forward passes alone.
 
     Descends with the average Jacobian of the calibration in place of the image's own, for at most
     `steps` forward passes. Where the first steps make it worse, the start stays what it is.
+
+    Args:
+      problem, start, target, steps: what is started, from where, of which image, and how far.
+      average: `average_jacobian(problem)`, where it is at hand.
     """
-    assert isinstance(problem.prior, GaussianPrior) and problem.average_rows is not None
+    assert isinstance(problem.prior, GaussianPrior)
     mean, std = problem.prior.mean_and_std(problem.scheme)
-    wanted = low_pass(target[None])[0]
-    # What is noise in the file must not be fitted.
-    noise = jnp.asarray(getattr(problem.observation, "pixel_std", ROUNDING_STD), jnp.float32)
+    wanted, noise = low_pass(target[None])[0], _noise_of(problem)
+    rows, gram = average_jacobian(problem) if average is None else average
 
     def objective(unknowns):
         image = jnp.clip(problem.image(unknowns), -1, 1)
@@ -142,13 +146,29 @@ def nearer_start(
 
     return descend(
         objective,
-        jnp.asarray(problem.average_rows, jnp.float32) / noise,
+        rows,
         (start, *objective(start)),
         (mean, 1 / std**2),
         jnp.ones((), jnp.float32),
         bounded=problem.bounded,
         steps=steps,
+        gram=gram,
     ).unknowns
+
+
+def average_jacobian(
+    problem: Problem,
+) -> tuple[Float[Array, "unknowns values"], Float[Array, "unknowns unknowns"]]:
+    """The average Jacobian that calibration found, as rows in units of the noise, and their Gram
+    matrix."""
+    assert problem.average_rows is not None
+    rows = jnp.asarray(problem.average_rows, jnp.float32) / _noise_of(problem)
+    return rows, product(rows, rows.T)
+
+
+def _noise_of(problem: Problem) -> Array:
+    """What is noise in the file must not be fitted."""
+    return jnp.asarray(getattr(problem.observation, "pixel_std", ROUNDING_STD), jnp.float32)
 
 
 REREADINGS = 12
