@@ -11,6 +11,7 @@ from fpjax.attribution import file_reader, files, second_look
 from fpjax.attribution.decision import Reason, Verdict
 from fpjax.attribution.pictures import Picture, read_picture, stated
 from fpjax.fingerprint.keys import level_range
+from fpjax.inversion.observation import Gaussian
 from fpjax.inversion.solution import Solution
 
 LENGTH = 64
@@ -82,6 +83,80 @@ def test_pictures_that_no_key_can_be_read_from_are_given_up():
     assert told.tolist() == [True, True, False, True]
     nothing = dataclasses.replace(found, information=None)
     assert second_look._readable(scheme, nothing, plain, np.full(4, 0.1), left).all()
+
+
+def _readings_by_start(monkeypatch, left):
+    """Stands for inversion: what is left is `left` of a start's first unknown, which stays; gives
+    the starts that were asked for."""
+    asked = []
+
+    def read(problem, images, solver, *, starts, **options):
+        del images, options
+        asked.append((solver.max_steps, getattr(problem.observation, "observation", None), starts))
+        places = starts[:, 0, 0]
+        residual = np.array([left[float(place)] for place in places], np.float32)
+        found = _solution(len(starts), problem.scheme, None)
+        found.alpha[:, 0] = places
+        parameters = None
+        if problem.degradation is not None:
+            parameters = np.zeros((len(starts), len(problem.degradation.names)), np.float32)
+        return dataclasses.replace(found, residual=residual, loss=residual, parameters=parameters)
+
+    monkeypatch.setattr(file_reader, "read_files", read)
+    return asked
+
+
+def test_other_windows_are_tried_where_the_likeliest_leads_nowhere(monkeypatch):
+    scheme = fpjax.load_scheme("avatars-stylegan2/robust")
+    reader = file_reader.FileReader(scheme, None, 1 << 30, None, None, 4, brief=True)
+    size = scheme.num_alpha + len(second_look.DEGRADATION.names) + scheme.num_symbols
+    # First unknowns of the starts: 1 on the way; 2 lost, its rivals 3 and 4; 5 lost, no rivals.
+    starts = np.zeros((4, 3, size), np.float32)
+    starts[:, :, 0] = [[1, 3, 4], [2, 3, 4], [5, 5, 5], [2, 6, 2]]
+    asked = _readings_by_start(monkeypatch, {1: 0.04, 2: 0.2, 3: 0.1, 4: 0.06, 5: 0.2, 6: 0.3})
+    monkeypatch.setattr(second_look, "_window_starts", lambda *given: starts.copy())
+    plain = [Picture(np.zeros(scheme.generator.image_shape, np.uint8))] * 4
+    observe = [lambda std: Gaussian(std)] * 4
+    nothing = _solution(4, scheme, None)
+    found, limits = second_look._roughly(reader, plain, observe, nothing, np.zeros(4, bool))
+    assert found.alpha[:, 0].tolist() == [1, 4, 5, 2] and len(limits) == 4
+    first, others = (starts[:, 0, 0].tolist() for _, _, starts in asked)
+    assert first == [1, 2, 5, 2] and others == [3, 4, 6]
+    # Somebody's own solver gets all at once, and chooses itself.
+    own = dataclasses.replace(reader, solver=fpjax.LevenbergMarquardt())
+    second_look._roughly(own, plain, observe, nothing, np.zeros(4, bool))
+    assert len(asked) == 3 and asked[-1][2].shape == starts.shape
+
+
+def test_what_a_known_resize_has_rounded_is_read_to_the_end_at_once(monkeypatch):
+    scheme = fpjax.load_scheme("avatars-stylegan2/robust")
+    reader = file_reader.FileReader(scheme, None, 1 << 30, None, None, 2, brief=True)
+    _readings_by_start(monkeypatch, {0: 0.006})
+    looks = []
+
+    def observe(std):
+        looks.append(round(std, 4))
+        return Gaussian(std)
+
+    plain = [Picture(np.zeros(scheme.generator.image_shape, np.uint8))]
+    rough = dataclasses.replace(_solution(1, scheme, None), residual=np.full(1, 0.04, np.float32))
+    left = np.full(1, 0.04)
+    _, _, std = second_look._finer(reader, plain, [observe], rough, np.zeros(1), left)
+    assert looks == [round(0.04 / 3, 4), second_look._ROUNDED_TWICE]
+    assert std[0] == np.float32(0.006)
+
+
+def test_much_noise_behind_a_known_resize_is_found_first(monkeypatch):
+    scheme = fpjax.load_scheme("avatars-stylegan2/robust")
+    reader = file_reader.FileReader(scheme, None, 1 << 30, None, None, 2, brief=True)
+    asked = _readings_by_start(monkeypatch, {0: 0.06})
+    plain = [Picture(np.zeros(scheme.generator.image_shape, np.uint8))]
+    rough = dataclasses.replace(_solution(1, scheme, None), residual=np.full(1, 0.06, np.float32))
+    given = reader, plain, [lambda std: Gaussian(std)], rough, np.zeros(1), np.full(1, 0.06)
+    _, _, std = second_look._finer(*given)
+    # A third of it, all of it, and that to the end.
+    assert [steps for steps, _, _ in asked] == [1, 1, file_reader._MOST_STEPS]
+    assert 0.055 < std[0] <= 0.06
 
 
 def _solution(count, scheme, information):

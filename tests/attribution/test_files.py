@@ -343,19 +343,17 @@ def test_of_two_readings_that_name_nobody_the_second_stands(
 def test_a_picture_that_the_first_look_came_near_needs_no_windows(
     scheme, registry, images, found, monkeypatch
 ):
-    read, starts = file_reader.read_files, []
+    windows, asked = second_look._window_starts, []
 
-    def invert(problem, targets, solver, **options):
-        starts.append(options["starts"])
-        return read(problem, targets, solver, **options)
+    def noting(reader, pictures, rows):
+        asked.append(len(rows))
+        return windows(reader, pictures, rows)
 
-    monkeypatch.setattr(file_reader, "read_files", invert)
-    for std, near in ((0.05, True), (0.15, False)):
-        starts.clear()
+    monkeypatch.setattr(second_look, "_window_starts", noting)
+    for std in (0.05, 0.15):
         noisy = GaussianNoise(std=std)(jax.random.key(0), images)
         _attribute(scheme, noisy, registry, observation="auto")
-        # The first look has the usual start.
-        assert starts[0] is None and (starts[1] is not None) == near
+    assert asked == [0, 2]
 
 
 def test_a_clean_file_is_tried_once_and_pays_for_one_try(scheme, registry, images, found):
