@@ -48,6 +48,7 @@ import fpjax
 from fpjax.models import stylegan2
 from fpjax.models.stylegan2 import StyleGAN2Config
 from fpjax.precision import full_precision
+from fpjax.programs import program
 
 _SIZES = flags.DEFINE_list("sizes", ["64", "256"], "Sides in pixels: 32 (bundled), 64, 256, 1024.")
 _BATCHES = flags.DEFINE_list("batches", ["1", "8"], "Numbers of images at a time.")
@@ -197,7 +198,7 @@ def jax_run(config, params, case, w, tangent, cotangent):
     def jvp(params, w, tangent, cotangent):
         return jax.jvp(functools.partial(synthesis, params), (w,), (tangent,))[1]
 
-    run = jax.jit(full_precision({"forward": forward, "vjp": vjp, "jvp": jvp}[case]))
+    run = program()(full_precision({"forward": forward, "vjp": vjp, "jvp": jvp}[case]))
     return lambda: run(params, w, tangent, cotangent).block_until_ready()
 
 
@@ -349,7 +350,10 @@ def main(argv):
             parts = ", ".join(f"{kind} {part:.0f} ms" for kind, part in spent.items())
             print(f"{size:4d} px, vjp of one image: {parts}", flush=True)
         return
+    if jax.default_backend() != "cpu" and _PROCESSOR_TIME.value:
+        raise app.UsageError("--processor_time says nothing of a GPU")
     torch.set_default_device(torch_device())
+    torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     rows, peak = [], matrix_product_peak()
     for size in map(int, _SIZES.value):

@@ -5,8 +5,8 @@
 
 Pictures in equal parts: of the bundled generator without a key, with random keys that are not
 registered, and drawings that it was not trained on; with --kind, only those of these kinds among
-the files of the numbers FIRST to FIRST + NUM. Each has one of the attacks of the robustness
-study, in turn, is written as a file, and is read back with `observation="auto"` beside 1,000
+the numbers from FIRST to FIRST + NUM - 1. Each has one of the attacks of the robustness study, in
+turn, is written as a file, and is read back with `observation="auto"` beside 1,000
 registered users at a family-wise rate of 1e-6. The answer of every file is a line of
 FOLDER/files.jsonl, eight at a time; the same command goes on after a stop, with other numbers and
 kinds too, and reports on all lines. Parts may be made at the same time in folders of their own

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,32 +58,37 @@ class Program:
 
     def __init__(self, function: Callable[..., Any], how: dict[str, Any]) -> None:
         functools.update_wrapper(self, function)
-        self._of_options = functools.cache(
-            lambda options: jax.jit(function, compiler_options=dict(options) or None, **how)
+        self._plain: Any = jax.jit(function, **how)
+        self._of_gpus: Any = functools.cache(
+            lambda: jax.jit(function, compiler_options=_options_of_gpus(), **how)
         )
-        self._of_options(())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls it; compiles it for new shapes, types and static arguments."""
-        # A part of another program has that one's options.
-        return self._jitted(jax.tree.leaves((args, kwargs)))(*args, **kwargs)
+        return self._here(args, kwargs)(*args, **kwargs)
 
     def lower(self, *args: Any, **kwargs: Any) -> Any:
         """As that of what `jax.jit` makes."""
-        return self._jitted().lower(*args, **kwargs)
+        return self._here(args, kwargs).lower(*args, **kwargs)
 
     def clear_cache(self) -> None:
-        """As that of what `jax.jit` makes."""
-        self._jitted().clear_cache()
+        """Drops what is compiled."""
+        self._plain.clear_cache()
+        if self._of_gpus.cache_info().currsize:
+            self._of_gpus().clear_cache()
 
     def cache_size(self) -> int:
         """How many are compiled."""
-        return self._jitted()._cache_size()
+        size = self._plain._cache_size()
+        return size + (self._of_gpus()._cache_size() if self._of_gpus.cache_info().currsize else 0)
 
-    def _jitted(self, operands: Sequence[Any] = ()) -> Any:
-        if jax.default_backend() != "gpu" or any(isinstance(x, Tracer) for x in operands):
-            return self._of_options(())
-        return self._of_options(_options_of_gpus())
+    def _here(self, *operands: Any) -> Any:
+        if jax.default_backend() != "gpu":
+            return self._plain
+        # A part of another program has that one's options. While one is traced, so is what is new.
+        leaves = [jnp.zeros(()), *jax.tree.leaves(operands)]
+        traced = any(isinstance(leaf, Tracer) for leaf in leaves)
+        return self._plain if traced else self._of_gpus()
 
 
 def program(**how: Any) -> Callable[[Callable[..., Any]], Program]:
@@ -102,13 +107,15 @@ def program(**how: Any) -> Callable[[Callable[..., Any]], Program]:
 
 
 @functools.cache
-def _options_of_gpus() -> tuple[tuple[str, bool | int | str], ...]:
+def _options_of_gpus() -> dict[str, bool | int | str] | None:
     """None where the compiler does not know them."""
     try:
         jax.jit(lambda x: x, compiler_options=_OF_GPUS)(jnp.zeros(()))
-    except jax.errors.JaxRuntimeError:
-        return ()
-    return tuple(_OF_GPUS.items())
+    except jax.errors.JaxRuntimeError as error:
+        if "No such compile option" not in str(error):
+            raise
+        return None
+    return _OF_GPUS
 
 
 def droppable(program: Droppable) -> Droppable:

@@ -113,9 +113,12 @@ def test_part_of_another_program_has_its_options(on_gpu):
     assert float(jax.jit(lambda x: twice(x) + 1)(1.5)) == 4.0
     np.testing.assert_array_equal(jax.vmap(twice)(np.arange(3.0)), [0, 2, 4])
     assert float(jax.grad(twice)(1.5)) == 2.0
+    # Of numbers that nothing depends on, too.
+    assert float(jax.jit(lambda x: x + twice(np.float32(1)))(1.5)) == 3.5
 
 
 def test_options_that_the_compiler_does_not_know_are_left_out(on_gpu, asked, monkeypatch):
     monkeypatch.setattr(programs, "_OF_GPUS", {"xla_gpu_no_such_option": True})
-    assert float(programs.program()(lambda x: 2 * x)(1.5)) == 3.0
+    twice = programs.program()(lambda x: 2 * x)
+    assert float(twice(1.5)) == 3.0
     assert asked[-1] is None

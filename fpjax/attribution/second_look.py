@@ -187,44 +187,50 @@ def _roughly(
     """One Jacobian each with much noise assumed: from one start, and where that leads nowhere from
     the others. Those that are not near have starts with windows."""
 
-    def look(rows: np.ndarray, starts: np.ndarray) -> tuple[Solution, np.ndarray]:
+    def look(rows: np.ndarray, starts: np.ndarray | None) -> tuple[Solution, np.ndarray]:
         return reader.invert(
             [observe[i](MUCH_NOISE) for i in rows], [pictures[i] for i in rows], reader.rough,
             starts=starts, degradation=DEGRADATION,
         )  # fmt: skip
 
-    rows, one = np.arange(len(pictures)), np.flatnonzero(near)
-    starts = _window_starts(reader, pictures, np.flatnonzero(~near))
-    if len(one):
-        starts[one] = _plain_starts(reader, [pictures[i] for i in one], first.take(one))
-    if not reader.looks_roughly:
-        return look(rows, starts)
-    found, limits = look(rows, starts[:, :1])
-    others = (starts != starts[:, :1]).any(axis=2) & (found.residual > _ON_THE_WAY)[:, None]
-    rows, places = np.nonzero(others)
+    close, far = np.flatnonzero(near), np.flatnonzero(~near)
+    plain = None
+    if len(close):
+        plain = _plain_starts(reader, [pictures[i] for i in close], first.take(close))
+    if not reader.looks_roughly:  # then the solver has starts of its own, and chooses
+        looks = [look(rows, starts) for rows, starts in ((close, plain), (far, None)) if len(rows)]
+        back = np.argsort(np.concatenate([rows for rows in (close, far) if len(rows)]))
+        found = Solution.concatenate([solution for solution, _ in looks]).take(back)
+        return found, np.concatenate([limits for _, limits in looks])[back]
+    windows = _window_starts(reader, [pictures[i] for i in far]) if len(far) else None
+    some = plain if windows is None else windows
+    assert some is not None
+    starts = np.zeros((len(pictures), *some.shape[1:]), np.float32)
+    if windows is not None:
+        starts[far] = windows
+    if plain is not None:
+        starts[close] = plain
+    found, limits = look(np.arange(len(pictures)), starts[:, :1])
+    # What is not a number is not on the way either.
+    lost = ~(found.residual <= _ON_THE_WAY)
+    rows, places = np.nonzero((starts != starts[:, :1]).any(axis=2) & lost[:, None])
     if len(rows):
         rivals, _ = look(rows, starts[rows, places][:, None])
-        order = np.argsort(-np.nan_to_num(rivals.loss, nan=np.inf), kind="stable")
-        order = order[rivals.loss[order] < found.loss[rows[order]]]
-        # Of several rivals the best comes last, and stays.
-        for rival in order.tolist():
-            found = replaced(found, rows[[rival]], rivals.take([rival]))
+        better = np.flatnonzero(np.isfinite(rivals.loss) & ~(rivals.loss >= found.loss[rows]))
+        better = better[np.argsort(-rivals.loss[better], kind="stable")]
+        best = {int(rows[rival]): int(rival) for rival in better}  # of several the last one
+        found = replaced(found, np.array([*best], int), rivals.take([*best.values()]))
     return found, limits
 
 
-def _window_starts(reader: FileReader, pictures: list[Picture], rows: np.ndarray) -> np.ndarray:
-    """Starts (n, S, K) of all pictures, of those in `rows` what the solver begins with."""
+def _window_starts(reader: FileReader, pictures: list[Picture]) -> np.ndarray:
+    """Starts (n, S, K) that know of windows, the likeliest first."""
     problem = Problem(reader.scheme, Gaussian(MUCH_NOISE), degradation=DEGRADATION)
-    if not len(rows):
-        return np.zeros((len(pictures), 1, problem.num_unknowns), np.float32)
     shape = reader.scheme.generator.image_shape
+    images = [at_size(picture.pixels, shape) for picture in pictures]
     solver = reader.rough(problem)
     assert not isinstance(solver, EncoderReader)  # which looks first alone
-    mine = solver.starts(problem, np.stack([at_size(pictures[i].pixels, shape) for i in rows]))
-    mine = problem.undegraded(np.asarray(mine, np.float32))
-    starts = np.zeros((len(pictures), *mine.shape[-2:]), np.float32)
-    starts[rows] = mine
-    return starts
+    return solver.starts(problem, np.stack(images))
 
 
 def _plain_starts(reader: FileReader, pictures: list[Picture], first: Solution) -> np.ndarray:
@@ -309,6 +315,7 @@ def _finer(
     whole = np.full(len(pictures), degradation is not None and not reader.looks_roughly)
     rough_looks = _ROUGH_LOOKS if reader.looks_roughly else 1
     is_jpeg = np.array([picture.jpeg is not None for picture in pictures])
+    tried = np.zeros(len(pictures), bool)
     for look in range(rough_looks + _WHOLE_LOOKS):
         settled = (std >= _SETTLED * noise) & (std <= noise / _SETTLED)
         rounding = (std <= noise) & (noise <= 2 * _ROUNDING)
@@ -325,9 +332,10 @@ def _finer(
         noise[left] = np.maximum(np.where(little, std / 3, std), 2 * ROUNDING_STD)[left]
         if look and degradation is None and reader.looks_roughly:
             # With what is unknown of a degradation, that is no quicker than another rough look.
-            rounded = ~is_jpeg & ~whole & (std <= _NEARLY * _ROUNDED_TWICE)
+            rounded = ~is_jpeg & ~tried & ~settled & (std <= _NEARLY * _ROUNDED_TWICE)
             noise[left & rounded] = _ROUNDED_TWICE
             to_the_end |= rounded
+            tried |= left & rounded
         unsure[left], whole[left] = little[left], to_the_end[left]
         for choose, rows in (
             (reader.rough, np.flatnonzero(left & ~to_the_end)),

@@ -167,7 +167,7 @@ def average_jacobian(
 
 
 def _noise_of(problem: Problem) -> Array:
-    """What is noise in the file must not be fitted."""
+    """Noise of the pixels that is assumed: what is noise in the file must not be fitted."""
     return jnp.asarray(getattr(problem.observation, "pixel_std", ROUNDING_STD), jnp.float32)
 
 

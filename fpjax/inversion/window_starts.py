@@ -20,9 +20,11 @@ from jaxtyping import Float
 from fpjax.attacks.linear import rotate
 from fpjax.errors import InputError
 from fpjax.inversion.degradation import Degradation
+from fpjax.inversion.information import bytes_of_tangent
 from fpjax.inversion.observation import Gaussian
 from fpjax.inversion.problem import Problem
 from fpjax.inversion.starts import average_jacobian, encoder_readings, linear_read_out, nearer_start
+from fpjax.models.jacobian import DEFAULT_MEMORY
 from fpjax.parallel import concurrently, cores, one_blas_thread
 from fpjax.precision import full_precision
 from fpjax.programs import droppable, program
@@ -116,7 +118,7 @@ def _put_back(image: Array, tried: Array, placed: Degradation) -> Array:
 
 
 @droppable
-@program(static_argnums=(4, 5))
+@program(static_argnums=4)
 @full_precision
 def _errors(
     problem: Problem,
@@ -124,7 +126,6 @@ def _errors(
     tried: Array,
     image: Array,
     placed: Degradation,
-    batch: int,
 ) -> Array:
     """Mean squared differences (N,) of a file and what parameters (N, P) make of decoded unknowns
     (N, K)."""
@@ -133,7 +134,7 @@ def _errors(
         point, given = operands
         return _error(problem, point, given, image, placed)
 
-    return jax.lax.map(error, (unknowns, tried), batch_size=batch)
+    return jax.lax.map(error, (unknowns, tried), batch_size=_DECODED)
 
 
 def _error(problem: Problem, unknowns: Array, given: Array, image: Array, placed: Degradation):
@@ -223,7 +224,7 @@ def window_starts(
         else:
             read, _ = encoder_readings(scheme, back, rereadings=0)
         given = jax.device_put((read, tried, image))
-        errors = _finite(jax.device_get(_errors(plain, *given, placed, _DECODED)))
+        errors = _known(jax.device_get(_errors(plain, *given, placed)))
         placing = tried
         for rivals, steps, most in _TAKEN_NEARER:
             chosen = _apart(errors, placing, num_starts * rivals)
@@ -232,7 +233,7 @@ def window_starts(
                 wanted = errors <= most**2 * errors.min()
                 given = jax.device_put((read, back, placing, wanted, image))
                 nearer = jax.device_get(_nearer(plain, *given, placed, steps))
-                read, errors = np.asarray(nearer[0]), _finite(nearer[1])
+                read, errors = np.asarray(nearer[0]), _known(nearer[1])
         order = np.argsort(errors, kind="stable")[:num_starts]
         # A start that repeats the first takes no steps.
         order = [i for i in order if errors[i] <= _RIVAL**2 * errors[order[0]]]
@@ -246,7 +247,7 @@ def window_starts(
             yield row, found
 
     starts = np.zeros((len(images), num_starts, problem.num_unknowns), np.float32)
-    at_once = min(len(images), cores() if jax.default_backend() == "cpu" else 1)
+    at_once = min(len(images), _files_at_once(plain))
     parts = [each(range(first, len(images), at_once)) for first in range(at_once)]
     for row, (read, placing) in concurrently(parts, alone=1) if parts else ():
         starts[row][:, :free] = read[:, :free]
@@ -255,8 +256,18 @@ def window_starts(
     return starts
 
 
-def _finite(errors) -> np.ndarray:
-    return np.nan_to_num(np.asarray(errors), nan=np.inf)
+def _files_at_once(problem: Problem) -> int:
+    """On a CPU one a core, if half of the memory is enough for that many."""
+    if jax.default_backend() != "cpu":
+        return 1
+    fits = DEFAULT_MEMORY // (2 * _DECODED * bytes_of_tangent(problem))
+    return max(1, min(cores(), fits))
+
+
+def _known(errors) -> np.ndarray:
+    """Errors, infinite where they are not numbers."""
+    errors = np.asarray(errors)
+    return np.where(np.isnan(errors), np.float32(np.inf), errors)
 
 
 def _apart(errors: np.ndarray, tried: np.ndarray, count: int) -> list[int]:

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import numpy as np
+import pytest
 
 import fpjax
 from fpjax.attacks import GaussianNoise, Jpeg, Rescale
@@ -91,15 +92,15 @@ def _readings_by_start(monkeypatch, left):
     asked = []
 
     def read(problem, images, solver, *, starts, **options):
-        del images, options
-        asked.append((solver.max_steps, getattr(problem.observation, "observation", None), starts))
-        places = starts[:, 0, 0]
+        del options
+        asked.append((solver.max_steps, starts))
+        places = np.zeros(len(images)) if starts is None else starts[:, 0, 0]
         residual = np.array([left[float(place)] for place in places], np.float32)
-        found = _solution(len(starts), problem.scheme, None)
+        found = _solution(len(images), problem.scheme, None)
         found.alpha[:, 0] = places
         parameters = None
         if problem.degradation is not None:
-            parameters = np.zeros((len(starts), len(problem.degradation.names)), np.float32)
+            parameters = np.zeros((len(images), len(problem.degradation.names)), np.float32)
         return dataclasses.replace(found, residual=residual, loss=residual, parameters=parameters)
 
     monkeypatch.setattr(file_reader, "read_files", read)
@@ -113,26 +114,31 @@ def test_other_windows_are_tried_where_the_likeliest_leads_nowhere(monkeypatch):
     # First unknowns of the starts: 1 on the way; 2 lost, its rivals 3 and 4; 5 lost, no rivals.
     starts = np.zeros((4, 3, size), np.float32)
     starts[:, :, 0] = [[1, 3, 4], [2, 3, 4], [5, 5, 5], [2, 6, 2]]
-    asked = _readings_by_start(monkeypatch, {1: 0.04, 2: 0.2, 3: 0.1, 4: 0.06, 5: 0.2, 6: 0.3})
-    monkeypatch.setattr(second_look, "_window_starts", lambda *given: starts.copy())
+    left = {0: 0.0, 1: 0.04, 2: 0.2, 3: 0.1, 4: 0.06, 5: 0.2, 6: 0.3}
+    asked = _readings_by_start(monkeypatch, left)
+    monkeypatch.setattr(
+        second_look, "_window_starts", lambda reader, pictures: starts[: len(pictures)]
+    )
     plain = [Picture(np.zeros(scheme.generator.image_shape, np.uint8))] * 4
     observe = [lambda std: Gaussian(std)] * 4
     nothing = _solution(4, scheme, None)
     found, limits = second_look._roughly(reader, plain, observe, nothing, np.zeros(4, bool))
     assert found.alpha[:, 0].tolist() == [1, 4, 5, 2] and len(limits) == 4
-    first, others = (starts[:, 0, 0].tolist() for _, _, starts in asked)
+    first, others = (starts[:, 0, 0].tolist() for _, starts in asked)
     assert first == [1, 2, 5, 2] and others == [3, 4, 6]
-    # Somebody's own solver gets all at once, and chooses itself.
+    # Somebody's own solver has starts of its own.
     own = dataclasses.replace(reader, solver=fpjax.LevenbergMarquardt())
     second_look._roughly(own, plain, observe, nothing, np.zeros(4, bool))
-    assert len(asked) == 3 and asked[-1][2].shape == starts.shape
+    assert len(asked) == 3 and asked[-1][1] is None
 
 
-def test_what_a_known_resize_has_rounded_is_read_to_the_end_at_once(monkeypatch):
+@pytest.mark.parametrize(
+    ("left", "noise"), [(0.006, [0.0133, 0.0055]), (0.009, [0.0133, 0.0055, 0.009, 0.009])]
+)
+def test_what_a_known_resize_has_rounded_is_read_to_the_end_at_once(monkeypatch, left, noise):
     scheme = fpjax.load_scheme("avatars-stylegan2/robust")
     reader = file_reader.FileReader(scheme, None, 1 << 30, None, None, 2, brief=True)
-    _readings_by_start(monkeypatch, {0: 0.006})
-    looks = []
+    asked, looks = _readings_by_start(monkeypatch, {0: left}), []
 
     def observe(std):
         looks.append(round(std, 4))
@@ -140,10 +146,19 @@ def test_what_a_known_resize_has_rounded_is_read_to_the_end_at_once(monkeypatch)
 
     plain = [Picture(np.zeros(scheme.generator.image_shape, np.uint8))]
     rough = dataclasses.replace(_solution(1, scheme, None), residual=np.full(1, 0.04, np.float32))
-    left = np.full(1, 0.04)
-    _, _, std = second_look._finer(reader, plain, [observe], rough, np.zeros(1), left)
-    assert looks == [round(0.04 / 3, 4), second_look._ROUNDED_TWICE]
-    assert std[0] == np.float32(0.006)
+    given = plain, [observe], rough, np.zeros(1), np.full(1, 0.04)
+    _, _, std = second_look._finer(reader, *given)
+    # Where more was left than that, once is enough.
+    assert looks == noise and std[0] == np.float32(left)
+    assert [steps for steps, _ in asked][:2] == [1, file_reader._MOST_STEPS]
+    # What is unknown of a degradation takes another rough look.
+    looks.clear()
+    rough = dataclasses.replace(
+        rough, parameters=np.zeros((1, len(second_look.DEGRADATION.names)), np.float32)
+    )
+    given = plain, [observe], rough, np.zeros(1), np.full(1, 0.04)
+    second_look._finer(reader, *given, degradation=second_look.DEGRADATION)
+    assert second_look._ROUNDED_TWICE not in looks
 
 
 def test_much_noise_behind_a_known_resize_is_found_first(monkeypatch):
@@ -155,7 +170,7 @@ def test_much_noise_behind_a_known_resize_is_found_first(monkeypatch):
     given = reader, plain, [lambda std: Gaussian(std)], rough, np.zeros(1), np.full(1, 0.06)
     _, _, std = second_look._finer(*given)
     # A third of it, all of it, and that to the end.
-    assert [steps for steps, _, _ in asked] == [1, 1, file_reader._MOST_STEPS]
+    assert [steps for steps, _ in asked] == [1, 1, file_reader._MOST_STEPS]
     assert 0.055 < std[0] <= 0.06
 
 

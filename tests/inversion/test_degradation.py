@@ -18,12 +18,14 @@ from fpjax.attacks import (
     Shift,
 )
 from fpjax.errors import InputError
+from fpjax.inversion import window_starts as starts_of_windows
 from fpjax.inversion.candidates import invert_candidates
 from fpjax.inversion.degradation import PARTS, Degradation
 from fpjax.inversion.information import key_information
 from fpjax.inversion.observation import Gaussian, Rounded8Bit
 from fpjax.inversion.problem import Problem
 from fpjax.inversion.solvers.matrix_free import MatrixFree
+from fpjax.inversion.starts import nearer_start
 from fpjax.inversion.window_starts import window_starts
 
 SIZE = (24, 20)
@@ -237,6 +239,26 @@ def test_starts_know_which_window_was_taken():
     np.testing.assert_array_equal(windows[:, 0], [[0, 0, 0, 0], [-1 / 32, 0, -1 / 32, 0]])
     # What is far less likely is not tried: the likeliest is repeated, which takes no steps.
     assert (starts[1] == starts[1, :1]).all()
+    assert window_starts(problem, np.zeros((0, 32, 32, 3), np.float32)).shape == (
+        0,
+        *starts.shape[1:],
+    )
     uncalibrated = dataclasses.replace(problem, scheme=scheme.without_calibration())
     with pytest.raises(InputError, match="no start"):
         window_starts(uncalibrated, images[:1].astype(np.float32) / 127.5 - 1)
+
+
+def test_windows_that_are_far_off_are_not_taken_nearer():
+    scheme = fpjax.load_scheme("avatars-stylegan2")
+    problem = Problem(scheme, Gaussian(0.05)).prepared()
+    image = fpjax.generate(scheme, jax.random.key(9), np.zeros((1, 64), np.uint8)).images[0]
+    image = image.astype(np.float32) / 127.5 - 1
+    placed = Degradation(("window",))
+    start = 0.1 * np.random.default_rng(0).normal(size=(2, problem.num_unknowns)).astype(np.float32)
+    given = start, np.stack([image] * 2), np.zeros((2, 4), np.float32), np.array([True, False])
+    nearer, errors = starts_of_windows._nearer(problem, *given, image, placed, 4)
+    np.testing.assert_array_equal(nearer[1], start[1])
+    assert np.isinf(errors[1]) and np.isfinite(errors[0])
+    expected = jax.jit(lambda x, y: nearer_start(problem, x, y, 4))(start[0], image)
+    np.testing.assert_allclose(nearer[0], expected, atol=1e-3)
+    assert np.abs(nearer[0] - start[0]).max() > 0.1
