@@ -215,7 +215,7 @@ class _Work:
             if finished.all():
                 break
             waiting = (status == RUNNING).reshape(lanes, devices, -1).sum(axis=(0, 2)).max()
-            chunk = chunk_for(chunks, waiting)
+            chunk = chunk_for(chunks, int(waiting))
             with one_blas_thread:
                 wave = _round(solver, placed, chunk, self.plans[chunk], problem, wave)
                 status = fetch(wave["status"])
