@@ -13,8 +13,8 @@ each eager, with channels last, and through torch.compile where that works. Up-s
 transposed convolution followed by the FIR filter. Images and derivatives of all are compared
 before anything is timed. Runs of all take turns; a row has the fastest run of each.
 
-All of it runs on JAX's default device, in full float32: on an NVIDIA GPU too, where PyTorch has one
-(`XLA_PYTHON_CLIENT_PREALLOCATE=false` leaves it memory).
+All of it runs on JAX's default device, in full float32. On an NVIDIA GPU
+`XLA_PYTHON_CLIENT_PREALLOCATE=false` leaves PyTorch memory.
 
 The peak is the best rate of a large float32 product, of JAX's or PyTorch's, measured before and
 after. The share of it counts the fewest products that a layer needs (an up-sampling layer 9 for

@@ -1,8 +1,7 @@
 """Compiled programs: how they are compiled, and the room that a process has for them.
 
-Where a GPU computes, XLA would time Triton kernels of its own for every product before it takes the
-vendor's, which are as fast in full float32: that is most of what compiling takes there, and left
-out.
+Where a GPU computes, XLA would time Triton kernels of its own for every product, beside the
+vendor's: that is most of what compiling takes there, and left out.
 
 XLA's programs for CPUs take some 500 to 2,500 memory maps each, of which Linux gives a process
 65,530 (`vm.max_map_count`): a long study that looks at many kinds of files would end with "Cannot

@@ -15,8 +15,8 @@ _WAVE = 64
 """Images that are on a CPU at once: enough that its last, partly filled rounds hardly count."""
 
 _WIDE_WAVE = 256
-"""Images that are on an accelerator at once, at most: a round of few lanes takes hardly less time
-there than one of many."""
+"""Images that are on an accelerator at once, at most: there the last, partly filled rounds cost
+more than their lanes, see `chunk_for`."""
 
 _WIDE_BYTES = 1 << 30
 """What such waves take, at most."""
