@@ -22,6 +22,8 @@ CHECKS = {
     "imports": ("import-linter", "lint"),
     "types": ("pyright", "--pythonpath", sys.executable),
 }
+SIDE_BY_SIDE = ("-n", "2", "--dist", "loadfile")
+"""A file's tests in one process, which compiles what they share once."""
 BIN = Path(sys.executable).parent
 
 
@@ -64,7 +66,7 @@ def tested(arguments: list[str]) -> bool:
             return False
         print(f"\n== testing {Path(where).parent}")
         options = ["-c", "pyproject.toml", "--rootdir", "."]
-        selected = arguments or ["-n", "2", "tests", "--pyargs", *PACKAGES]
+        selected = arguments or [*SIDE_BY_SIDE, "tests", "--pyargs", *PACKAGES]
         command = [sys.executable, "-m", "pytest", *options, *selected]
         return run("tests", command, cwd=folder, env=environment)
 

@@ -17,6 +17,7 @@ from fpjax.attacks.crop import CropPad, CropResize
 from fpjax.attacks.geometry import Flip, Perspective, Rotate, Shear, Shift
 from fpjax.attacks.noise import GaussianNoise, SaltAndPepper
 from fpjax.attacks.overlay import Erase, Overlay
+from fpjax.attacks.regeneration import Regenerate
 from fpjax.attacks.registry import ATTACKS, PAPER, Chain, Identity, from_json, parse
 from fpjax.attacks.resize import Rescale, Resize
 
@@ -48,6 +49,7 @@ __all__ = [
     "Overlay",
     "Perspective",
     "Posterise",
+    "Regenerate",
     "Rescale",
     "Resize",
     "Rotate",

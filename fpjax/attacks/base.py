@@ -56,6 +56,7 @@ class Attack:
         the final rounding left out.
       random: whether the result depends on the key.
       keeps_size: whether height and width stay as they are.
+      mixes: whether a picture's result depends on the others of its batch.
       source: where the attack, or its use against watermarks, was published.
       channels: the numbers of channels it takes.
 
@@ -70,6 +71,7 @@ class Attack:
     differentiable: ClassVar[bool]
     random: ClassVar[bool] = False
     keeps_size: ClassVar[bool] = True
+    mixes: ClassVar[bool] = False
     source: ClassVar[str]
     channels: ClassVar[tuple[int, ...]] = (1, 3)
 

@@ -25,6 +25,7 @@ class Average(Attack):
     name: ClassVar[str] = "average"
     linear: ClassVar[bool] = True
     differentiable: ClassVar[bool] = True
+    mixes: ClassVar[bool] = True
     source: ClassVar[str] = "Cox et al., Secure Spread Spectrum Watermarking, IEEE TIP 1997"
 
     users: int = number(2, 1, 1024, "pictures averaged")

@@ -16,6 +16,7 @@ from fpjax.attacks.crop import CropPad, CropResize
 from fpjax.attacks.geometry import Flip, Perspective, Rotate, Shear, Shift
 from fpjax.attacks.noise import GaussianNoise, SaltAndPepper
 from fpjax.attacks.overlay import Erase, Overlay
+from fpjax.attacks.regeneration import Regenerate
 from fpjax.attacks.resize import Rescale, Resize
 
 
@@ -83,6 +84,11 @@ class Chain(Attack):
         return all(attack.keeps_size for attack in self.attacks)
 
     @property
+    def mixes(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether any member mixes pictures."""
+        return any(attack.mixes for attack in self.attacks)
+
+    @property
     def channels(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The numbers of channels that all members take."""
         return tuple(c for c in (1, 3) if all(c in attack.channels for attack in self.attacks))
@@ -133,6 +139,7 @@ _CLASSES = (
     Posterise,
     Erase,
     Overlay,
+    Regenerate,
     Average,
 )
 

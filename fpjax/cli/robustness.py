@@ -120,8 +120,9 @@ def _print_table(result: Mapping[str, Any]) -> None:
         bits, low, high = cell["bit_accuracy"]
         guess = cell["predicted"]
         expected = f"{guess['bit_accuracy']:9.4f}" if guess else f"{'-':>9s}"
+        psnr = f"{'-':>5s}" if cell["psnr"] is None else f"{cell['psnr']:5.1f}"
         shares = " ".join(f"{cell[name][0]:5.3f}" for name in ("right", "none", "wrong", "exact"))
         print(
-            f"{shares}  {bits:.4f} ({low:.3f}-{high:.3f}) {expected}  {cell['psnr']:5.1f}  "
+            f"{shares}  {bits:.4f} ({low:.3f}-{high:.3f}) {expected}  {psnr}  "
             f"{cell['scheme']}, {cell['attack']}"
         )

@@ -200,9 +200,9 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
       records: of the pictures, as `robustness_run` keeps them.
 
     Returns:
-      `num`; `bit_accuracy`, `right`, `none`, `wrong`, `exact` as (share, low, high); mean `psnr`,
-      and mean `lpips` where it was measured. The interval of bits is over pictures, whose bits are
-      not independent.
+      `num`; `bit_accuracy`, `right`, `none`, `wrong`, `exact` as (share, low, high); mean `psnr`
+      (dB) and `lpips` where they were measured, else None. The interval of bits is over pictures,
+      whose bits are not independent.
     """
     count = len(records)
     accuracy = np.array([record["bit_accuracy"] for record in records])
@@ -213,7 +213,9 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         hits = sum(bool(test(record)) for record in records)
         return (hits / count, *wilson_interval(hits, count))
 
+    # Of pictures whose size changed neither is known; the PSNR was 0 in folders of before.
     perceptual = [record["lpips"] for record in records if record.get("lpips") is not None]
+    psnrs = [record["psnr"] for record in records if record["psnr"]]
     return {
         "num": count,
         "bit_accuracy": (mean, max(0.0, mean - error), min(1.0, mean + error)),
@@ -222,7 +224,7 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             outcome: share(lambda record, o=outcome: record["outcome"] == o)
             for outcome in ("right", "none", "wrong")
         },
-        "psnr": float(np.mean([record["psnr"] for record in records])),
+        "psnr": float(np.mean(psnrs)) if psnrs else None,
         "lpips": float(np.mean(perceptual)) if perceptual else None,
         "seconds": float(np.mean([record["seconds"] for record in records])),
     }

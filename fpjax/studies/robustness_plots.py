@@ -8,6 +8,12 @@ from typing import Any
 
 from fpjax.studies.page import MARKERS, plot_style, write_study_page
 
+_QUALITIES = (
+    ("performance-quality", "psnr", "PSNR (dB; 99: unchanged)", "right"),
+    ("performance-lpips", "lpips", "LPIPS", "left"),
+)
+"""Plots of attribution against quality: name, figure of a cell, its axis, where less was done."""
+
 
 def write_page(folder: Path, result: Mapping[str, Any]) -> list[Path]:
     """Draws the plots (SVG and PNG) and writes `index.html` beside them.
@@ -35,16 +41,20 @@ def _figures(result: Mapping[str, Any]):
     if not cells:
         return
     with plot_style():
-        figure = Figure()
-        _performance(figure.add_subplot(), cells)
-        figure.legend(loc="outside lower center", ncols=2)
-        yield (
-            "performance-quality",
-            "Attribution against quality after the attack",
-            "The share of pictures that are attributed to their maker, against how much the attack "
-            "changed them. Further right is a milder attack. Bars are 95% intervals.",
-            figure,
-        )
+        for name, quality, axis, milder in _QUALITIES:
+            known = [cell for cell in cells if cell[quality] is not None]
+            if not known:
+                continue
+            figure = Figure()
+            _performance(figure.add_subplot(), known, quality, axis)
+            figure.legend(loc="outside lower center", ncols=2)
+            yield (
+                name,
+                f"Attribution against quality after the attack: {quality.upper()}",
+                "The share of pictures that are attributed to their maker, against how much the "
+                f"attack changed them. Further {milder} it was milder. Bars are 95% intervals.",
+                figure,
+            )
         if any(cell["predicted"] for cell in cells):
             figure = Figure()
             _prediction(figure.add_subplot(), [cell for cell in cells if cell["predicted"]])
@@ -64,11 +74,11 @@ def _by_scheme(cells):
         yield f"C{i}", MARKERS[i % len(MARKERS)], name, of_scheme
 
 
-def _performance(axes, cells) -> None:
+def _performance(axes, cells, quality: str, axis: str) -> None:
     for colour, marker, name, some in _by_scheme(cells):
         right = [cell["right"] for cell in some]
         axes.errorbar(
-            [cell["psnr"] for cell in some],
+            [cell[quality] for cell in some],
             [share for share, _, _ in right],
             yerr=[
                 [share - low for share, low, _ in right],
@@ -80,7 +90,7 @@ def _performance(axes, cells) -> None:
             label=name,
         )
     axes.set(
-        xlabel="PSNR between the picture before and after the attack (dB; 99: unchanged)",
+        xlabel=f"{axis} between the picture before and after the attack",
         ylabel="Share attributed to their maker",
         ylim=(-0.02, 1.02),
     )

@@ -1,9 +1,9 @@
 """A robustness study in a folder: registries, files and answers are kept, so that it can go on.
 
 The folder holds `users-SCHEME.db`, `files/SCHEME/ATTACK/NNNN.png` (or the codec's suffix), the
-pictures as they were sent, and `robustness.json` with a record for each of them. The JSON says
-`"complete": false` until the last picture is in it. `fpjax.training.attacked_pictures` makes
-a data set of it.
+pictures as they were sent, `files/SCHEME/originals/NNNN.png` before that, and `robustness.json`
+with a record for each of them. The JSON says `"complete": false` until the last picture is in it.
+`fpjax.training.attacked_pictures` makes a data set of it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from fpjax.fingerprint.keys import unpack_words
 from fpjax.fingerprint.scheme import Scheme
 from fpjax.inversion.solvers.base import Solver
 from fpjax.io.atomic import atomic_write
+from fpjax.io.images import save_image
 from fpjax.parallel import files_at_once
 from fpjax.progress import Progress
 from fpjax.studies.quality import lpips_distance, psnr_db
@@ -105,10 +106,16 @@ def run_robustness(
       What `robustness.json` holds.
 
     Raises:
-      InputError: if the folder is not as `resume` says, or of other schemes or settings.
+      InputError: if the folder is not as `resume` says, or of other schemes or settings; for an
+        attack that mixes pictures.
     """
     progress = progress or (lambda stage, done, total: None)
-    labels = [parse(attack).label for attack in attacks]
+    parsed = [parse(attack) for attack in attacks]
+    if mixing := [attack.label for attack in parsed if attack.mixes]:
+        raise InputError(
+            f"{mixing[0]} mixes pictures of several users; a study attacks each by itself"
+        )
+    labels = [attack.label for attack in parsed]
     header = {
         "format_version": FORMAT_VERSION,
         "schemes": {name: scheme.id for name, scheme in schemes.items()},
@@ -156,6 +163,7 @@ def run_robustness(
             owners = np.arange(settings.num_images) % len(users)
             keys = unpack_words(words[owners], scheme.key_length).astype(np.uint8)
             made = generate(scheme, jax.random.key(settings.seed + 1), keys)
+            _keep_originals(folder, name, made)
             at_once = files_at_once(4)
             for label in labels:
                 cell = records[name].setdefault(label, [])
@@ -209,7 +217,7 @@ def _answered(scheme, registry, made, label, paths, rows, settings, distances, s
                 "history": verdict.history,
                 "noise_ratio": float(np.nan_to_num(verdict.noise_ratio, posinf=1e6, nan=1e6)),
                 "steps": int(found.solution.steps[i]),
-                "psnr": float(min(psnr_db(sent[None], pixels[None])[0], 99)) if same_size else 0.0,
+                "psnr": float(min(psnr_db(sent[None], pixels[None])[0], 99)) if same_size else None,
                 "lpips": float(distances[shape](sent[None], pixels[None])[0])
                 if distances and same_size
                 else None,
@@ -249,22 +257,76 @@ def _file(folder: Path, name: str, label: str, row: int, made: Generated, settin
     return place / f"{row:04d}{suffix}"
 
 
-def pictures_of(folder: Path) -> list[tuple[str, str, Path]]:
-    """(scheme, attack, file) of all pictures of a study that were answered.
+@dataclasses.dataclass(frozen=True, eq=False)
+class SentPicture:
+    """A picture of a study, as it was sent.
+
+    Attributes:
+      scheme, attack: what made it, and what was done to it.
+      number: of the picture; the same in all cells of a scheme.
+      user: who made it.
+      key: (L,) bits, the user's.
+      file: as it was sent.
+      original: PNG file of the picture before the attack.
+    """
+
+    scheme: str
+    attack: str
+    number: int
+    user: str
+    key: np.ndarray
+    file: Path
+    original: Path
+
+
+def pictures_of(folder: Path) -> list[SentPicture]:
+    """All pictures of a study that were answered.
 
     Raises:
-      InputError: if the folder holds no study, or a damaged one.
+      InputError: if the folder holds no study, or a damaged one, or one without the pictures as
+        they were before the attacks.
+      RegistryError: if its registry of users is missing or damaged.
     """
+    sent = []
     try:
         records = json.loads((folder / RESULT).read_text("utf-8"))["records"]
-        return [
-            (name, label, folder / "files" / _slug(name) / _slug(label) / record["image"])
-            for name, of_scheme in records.items()
-            for label, cell in of_scheme.items()
-            for record in cell
-        ]
+        for name, of_scheme in records.items():
+            if not of_scheme:
+                continue
+            with Registry.open(_users(folder, name)) as registry:
+                users, words = registry.words()
+                keys = unpack_words(words, registry.key_length).astype(np.uint8)
+            for label, cell in of_scheme.items():
+                place = folder / "files" / _slug(name) / _slug(label)
+                for record in cell:
+                    number = int(Path(record["image"]).stem)
+                    owner = number % len(users)
+                    original = _original(folder, name, number)
+                    file = place / record["image"]
+                    sent.append(
+                        SentPicture(name, label, number, users[owner], keys[owner], file, original)
+                    )
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{folder / RESULT}: missing or damaged") from error
+    for picture in sent:
+        if not picture.original.exists():
+            raise InputError(
+                f"{picture.original}: missing; the study's command with --resume makes it"
+            )
+    return sent
+
+
+def _original(folder: Path, name: str, number: int) -> Path:
+    """Where a picture is kept as it was before any attack."""
+    return folder / "files" / _slug(name) / "originals" / f"{number:04d}.png"
+
+
+def _keep_originals(folder: Path, name: str, made: Generated) -> None:
+    for number, image in enumerate(made.images):
+        path = _original(folder, name, number)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_image(path, np.asarray(image))
 
 
 def _slug(text: str) -> str:
@@ -276,9 +338,13 @@ def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9=.+_]+", "-", text)
 
 
+def _users(folder: Path, name: str) -> Path:
+    return folder / f"users-{_slug(name)}.db"
+
+
 def _registry(folder: Path, name: str, scheme: Scheme, settings: Settings) -> Registry:
     """The study's users; their keys are drawn repeatably, since they guard nothing."""
-    path = folder / f"users-{_slug(name)}.db"
+    path = _users(folder, name)
     if not path.exists():
         registry = Registry.create(path, key_length=scheme.key_length, scheme_id=scheme.id)
     else:

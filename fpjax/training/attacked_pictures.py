@@ -4,8 +4,9 @@
     builder.download_and_prepare()
     source = builder.as_data_source(split="test")
 
-`fpjax robustness --out FOLDER` makes the study. With the files as they were sent, others score
-their own methods on the same pictures.
+`fpjax robustness --out FOLDER` makes the study. With the files as they were sent, the pictures
+before that and the keys, others score their own readers on the same pictures, or put their own
+marks into the same originals.
 """
 
 from __future__ import annotations
@@ -23,16 +24,19 @@ from fpjax.studies.robustness_run import pictures_of
 
 
 class AttackedPictures(tfds.core.GeneratorBasedBuilder):
-    """Pictures with keys after attacks: the files as they were sent, and their pixels."""
+    """Pictures with keys after attacks and before: files, pixels, users and their keys."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: ClassVar = {"1.0.0": "Files, pixels, schemes, attacks and numbers of pictures."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES: ClassVar = {
+        "1.0.0": "Files, pixels, schemes, attacks and numbers of pictures.",
+        "1.1.0": "Users, keys, and the pictures before the attacks.",
+    }
 
     def __init__(self, *, study: str | os.PathLike, **kwargs):
         """Takes the folder of a study.
 
         Raises:
-          InputError: if it holds none.
+          InputError: if it holds none, or one of before originals were kept.
         """
         self._pictures = pictures_of(Path(study))
         if not self._pictures:
@@ -51,6 +55,11 @@ class AttackedPictures(tfds.core.GeneratorBasedBuilder):
             "scheme": tfds.features.Text(),
             "attack": tfds.features.Text(),
             "number": tfds.features.Scalar(dtype=np.int64),
+            "user": tfds.features.Text(),
+            "key": tfds.features.Tensor(shape=(None,), dtype=np.uint8),
+            "original": tfds.features.Tensor(
+                shape=(None, None, None), dtype=np.uint8, encoding=tfds.features.Encoding.ZLIB
+            ),
         }
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(features), description=self.__doc__
@@ -61,13 +70,16 @@ class AttackedPictures(tfds.core.GeneratorBasedBuilder):
         return {"test": self._generate_examples()}
 
     def _generate_examples(self):
-        for scheme, attack, path in self._pictures:
+        for sent in self._pictures:
             example = {
-                "pixels": load_image(path),
-                "file": np.frombuffer(path.read_bytes(), np.uint8),
-                "suffix": path.suffix,
-                "scheme": scheme,
-                "attack": attack,
-                "number": int(path.stem),
+                "pixels": load_image(sent.file),
+                "file": np.frombuffer(sent.file.read_bytes(), np.uint8),
+                "suffix": sent.file.suffix,
+                "scheme": sent.scheme,
+                "attack": sent.attack,
+                "number": sent.number,
+                "user": sent.user,
+                "key": sent.key,
+                "original": load_image(sent.original),
             }
-            yield f"{scheme}-{attack}-{path.stem}", example
+            yield f"{sent.scheme}-{sent.attack}-{sent.number:04d}", example

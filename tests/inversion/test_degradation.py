@@ -221,7 +221,8 @@ def test_a_turned_picture_s_angle_is_among_the_starts_and_found():
     starts = window_starts(problem, images.astype(np.float32) / 127.5 - 1)
     angles = starts[..., scheme.num_alpha]
     assert (np.abs(angles - degrees[:, None]).min(1) <= 1).all()
-    found = fpjax.invert(problem, images, fpjax.LevenbergMarquardt(max_steps=4))
+    solver = fpjax.LevenbergMarquardt(max_steps=4)
+    found = fpjax.invert(problem, images, solver, starts=starts[:, :1])
     np.testing.assert_allclose(found.parameters[:, 0], degrees, atol=0.5)
     assert (found.keys == keys).mean() > 0.9
     assert degradation.words(found.parameters[0]).startswith("a turn by ")

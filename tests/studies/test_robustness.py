@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+import fpjax
 from fpjax.attacks import Codec, parse
 from fpjax.errors import InputError
 from fpjax.fingerprint.calibration import Calibration, LinearStart
@@ -53,11 +54,44 @@ def test_clean_files_are_attributed_to_their_makers(study):
     assert result["complete"]
 
 
-def test_files_are_kept_as_they_were_sent(study):
+def test_files_are_kept_as_they_were_sent(scheme, study):
     folder, _ = study
     pictures = pictures_of(folder)
     assert len(pictures) == 6
-    assert all(load_image(path, toys.SHAPE).shape == toys.SHAPE for _, _, path in pictures)
+    for sent in pictures:
+        assert load_image(sent.file, toys.SHAPE).shape == toys.SHAPE
+        same = (load_image(sent.file) == load_image(sent.original)).all()
+        assert same == (sent.attack == "none")
+    # The keys are those that were read of clean files.
+    assert len({sent.user for sent in pictures}) == 2
+    made = toys_keys(scheme, folder)
+    for sent in pictures:
+        np.testing.assert_array_equal(sent.key, made[sent.number])
+    pictures[0].original.unlink()
+    with pytest.raises(InputError, match="with --resume makes it"):
+        pictures_of(folder)
+    run_robustness({"toy": scheme}, folder, SETTINGS, ATTACKS, num_predicted=1, resume=True)
+    assert len(pictures_of(folder)) == 6
+
+
+def toys_keys(scheme, folder):
+    """Keys that clean files were read with."""
+    found = fpjax.attribute(scheme, sorted((folder / "files" / "toy" / "originals").iterdir()))
+    return found.keys
+
+
+def test_pictures_that_change_their_size_have_no_psnr(scheme, tmp_path):
+    attacks = ("rescale:scale=0.5",)
+    result = run_robustness({"toy": scheme}, tmp_path / "s", SETTINGS, attacks, num_predicted=0)
+    assert result["cells"][0]["psnr"] is None
+    page, *plots = write_page(tmp_path, result)
+    assert "rescale" in page.read_text() and plots == []
+
+
+def test_attacks_that_mix_pictures_are_refused(scheme, tmp_path):
+    with pytest.raises(InputError, match="mixes pictures of several users"):
+        run_robustness({"toy": scheme}, tmp_path / "s", SETTINGS, ("none", "grey+average"))
+    assert not (tmp_path / "s").exists()
 
 
 def test_a_study_that_ended_early_goes_on_and_answers_nothing_twice(

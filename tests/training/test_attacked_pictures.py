@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from fpjax.attribution.registry import Registry
 from fpjax.errors import InputError
 from fpjax.io.images import load_image, save_image
 
@@ -23,6 +24,11 @@ def test_pictures_of_any_size_come_back_to_the_bit(tmp_path):
         folder = study / "files" / "one" / slug
         folder.mkdir(parents=True)
         save_image(folder / name, rng.integers(0, 256, (*shape, 3)).astype(np.uint8))
+    original = rng.integers(0, 256, (8, 6, 3)).astype(np.uint8)
+    (study / "files" / "one" / "originals").mkdir()
+    save_image(study / "files" / "one" / "originals" / "0000.png", original)
+    with Registry.create(study / "users-one.db", key_length=8, scheme_id="0" * 64) as registry:
+        key = registry.issue("ada")
     (study / "robustness.json").write_text(json.dumps({"records": records}))
     builder = AttackedPictures(study=study, data_dir=tmp_path / "data")
     builder.download_and_prepare()
@@ -34,6 +40,9 @@ def test_pictures_of_any_size_come_back_to_the_bit(tmp_path):
         path = next((study / "files" / "one" / slug).iterdir())
         np.testing.assert_array_equal(example["pixels"], load_image(path))
         assert example["file"].tobytes() == path.read_bytes()
+        np.testing.assert_array_equal(example["original"], original)
+        np.testing.assert_array_equal(example["key"], key)
+        assert example["user"] in ("ada", b"ada")
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path):
