@@ -24,6 +24,7 @@ from jaxtyping import Array, Shaped
 
 from fpjax.attribution import decision
 from fpjax.attribution.candidates import Candidates, Directory, candidates_of
+from fpjax.attribution.covers import covered_look, uneven
 from fpjax.attribution.decision import (
     DEFAULT_FALSE_POSITIVE_RATE,
     Attribution,
@@ -39,7 +40,7 @@ from fpjax.attribution.pictures import (
     stated,
 )
 from fpjax.attribution.registry import RegistryError
-from fpjax.attribution.second_look import second_look
+from fpjax.attribution.second_look import DEGRADATION, second_look
 from fpjax.errors import InputError
 from fpjax.fingerprint.scheme import Scheme
 from fpjax.fingerprint.stored import KeySource
@@ -138,7 +139,12 @@ def attribute(
     if auto:
         rows = np.flatnonzero(~(first.solution.noise_ratio <= first.limits))
         if len(rows):
-            readings.append(second_look(reader, pictures, rows, first.solution))
+            second = second_look(reader, pictures, rows, first.solution)
+            readings.append(second)
+            chosen = [pictures[row] for row in second.rows]
+            rows = second.rows[uneven(scheme, chosen, second.solution, DEGRADATION)]
+            if len(rows):
+                readings.append(covered_look(reader, [pictures[row] for row in rows], rows))
     name = " and ".join(reader.names) or reader.chosen(Problem(scheme)).name
     return _answer(
         scheme, readings, registry, false_positive_rate, name, observation or "file", key_progress

@@ -326,10 +326,12 @@ def relative_noise(observation: Observation) -> Array:
 def pixel_residual(observation: Observation, image: Array, target: Array) -> Array:
     """Root-mean-square difference of the file's unsaturated pixels on [-1, 1], (): the same for
     every observation, for people to compare. Where an observation changes pixels before they are
-    written, it has a method `filtered` with (what they become, the file's)."""
+    written, it has a method `filtered` with (what they become, the file's); pixels that it believes
+    less count by its `pixel_weights`."""
     change = getattr(observation, "filtered", None)
     if change is not None:
         image, target = change(image, target)
     weight = (jnp.abs(target) < _EDGE).astype(jnp.float32)
+    weight = weight * jnp.asarray(getattr(observation, "pixel_weights", 1.0), jnp.float32)
     error = jnp.sum(weight * (jnp.clip(image, -1, 1) - target) ** 2)
     return jnp.sqrt(error / jnp.maximum(jnp.sum(weight), 1))

@@ -113,6 +113,25 @@ def linear_read_out(
     return np.asarray(jax.device_get(_read(*operands)))
 
 
+def first_readings(
+    scheme: Scheme, images: Float[np.ndarray, "batch height width channels"]
+) -> Float[np.ndarray, "batch unknowns"]:
+    """What the calibrated start reads in images in [-1, 1], or else the encoder, once, (B, K).
+
+    Raises:
+      InputError: if the scheme was never calibrated, and its generator has no encoder.
+    """
+    start = None if scheme.calibration is None else scheme.calibration.start
+    if start is not None:
+        return linear_read_out(start, images)
+    if scheme.generator.encode is None:
+        raise InputError(
+            "the scheme has no start for inversions: make one with fpjax.calibrate(scheme, key), "
+            "or pass starts"
+        )
+    return encoder_readings(scheme, images, rereadings=0)[0]
+
+
 _NEARER_STEPS = 40
 
 

@@ -18,12 +18,11 @@ import numpy as np
 from jaxtyping import Float
 
 from fpjax.attacks.linear import rotate
-from fpjax.errors import InputError
 from fpjax.inversion.degradation import Degradation
 from fpjax.inversion.information import bytes_of_tangent
 from fpjax.inversion.observation import Gaussian
 from fpjax.inversion.problem import Problem
-from fpjax.inversion.starts import average_jacobian, encoder_readings, linear_read_out, nearer_start
+from fpjax.inversion.starts import average_jacobian, first_readings, nearer_start
 from fpjax.models.jacobian import DEFAULT_MEMORY
 from fpjax.parallel import concurrently, cores, one_blas_thread
 from fpjax.precision import full_precision
@@ -204,12 +203,6 @@ def window_starts(
     """
     scheme, degradation = problem.scheme, problem.degradation
     assert degradation is not None
-    start = None if scheme.calibration is None else scheme.calibration.start
-    if start is None and scheme.generator.encode is None:
-        raise InputError(
-            "the scheme has no start for inversions: make one with fpjax.calibrate(scheme, key), "
-            "or pass starts"
-        )
     placed = _placed(degradation)
     tried = _tried(placed)
     plain = jax.device_put(Problem(scheme, Gaussian(_NOISE)).prepared())
@@ -219,10 +212,7 @@ def window_starts(
     def likeliest(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What was read of the likeliest windows (S, K), and the windows."""
         back = np.asarray(jax.device_get(_put_back(*jax.device_put((image, tried)), placed)))
-        if start is not None:
-            read = linear_read_out(start, back)
-        else:
-            read, _ = encoder_readings(scheme, back, rereadings=0)
+        read = first_readings(scheme, back)
         given = jax.device_put((read, tried, image))
         errors = _known(jax.device_get(_errors(plain, *given, placed)))
         placing = tried
