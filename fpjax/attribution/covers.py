@@ -13,8 +13,8 @@ import numpy as np
 
 from fpjax.attribution.file_reader import FileReader, Readings, replaced
 from fpjax.attribution.pictures import LEAST_NOISE, MUCH_NOISE, Picture, on_device
+from fpjax.attribution.second_look import DEGRADATION
 from fpjax.fingerprint.scheme import Scheme
-from fpjax.inversion.degradation import Degradation
 from fpjax.inversion.observation import Gaussian
 from fpjax.inversion.observation_masked import Masked
 from fpjax.inversion.problem import shown
@@ -50,45 +50,45 @@ _PATCH = 0.02
 """Share of the picture that a patch of one colour has at least."""
 
 
-def uneven(
-    scheme: Scheme,
-    pictures: list[Picture],
-    solution: Solution,
-    degradation: Degradation | None,
-) -> np.ndarray:
+def uneven(reader: FileReader, pictures: list[Picture], reading: Readings) -> np.ndarray:
     """Which pictures (n,) leave so much in a part of them that something may be covered there.
 
-    JPEG files and pictures of another size than the generator's are not among them.
+    What is explained is not among them, nor what was a JPEG file or has another size than the
+    generator's pictures; with somebody's own solver, nothing is.
 
     Args:
-      scheme: of the pictures.
+      reader: who reads.
       pictures: n of them.
-      solution: what was found.
-      degradation: that its parameters are of.
+      reading: a second look at them.
     """
-    shape = scheme.generator.image_shape
-    degradation = None if solution.parameters is None else degradation
-    problem = on_device(scheme, degradation)
-    points = problem.unknowns_of(
-        solution.alpha, solution.soft_bits, None if degradation is None else solution.parameters
-    )
+    scheme, solution = reader.scheme, reading.solution
     found = np.zeros(len(pictures), bool)
+    start = None if scheme.calibration is None else scheme.calibration.start
+    has_start = start is not None or scheme.generator.encode is not None
+    if solution.parameters is None or not has_start or not reader.looks_roughly:
+        return found
+    shape = scheme.generator.image_shape
+    problem = on_device(scheme, DEGRADATION)
+    points = problem.unknowns_of(solution.alpha, solution.soft_bits, solution.parameters)
+    explained = (solution.noise_ratio <= reading.limits) & ~reading.guessed
     for row, picture in enumerate(pictures):
         plain = picture.jpeg is None and picture.pixels.shape == shape
-        if not plain or not solution.residual[row] > _LEFT or not np.isfinite(points[row]).all():
+        left = not explained[row] and solution.residual[row] > _LEFT
+        # Where no degradation was looked for, its parameters are not numbers.
+        if not plain or not left or not np.isfinite(points[row]).all():
             continue
         left = _differences(shown(problem, points[row]), picture)
         found[row] = np.median(left) < _EVEN * _white(shape[2]) * np.sqrt(np.mean(left**2))
     return found
 
 
-def covered_look(reader: FileReader, pictures: list[Picture], rows: np.ndarray) -> Readings:
-    """Readings of what is not covered.
+def covered_look(reader: FileReader, pictures: list[Picture], second: Readings) -> Readings:
+    """Readings of what is not covered; of pictures that are given up, the readings of before.
 
     Args:
       reader: who reads.
-      pictures: such as `uneven` chooses.
-      rows: (n,), their places among all pictures.
+      pictures: n of them, such as `uneven` chooses.
+      second: the second look at them.
     """
     scheme, count = reader.scheme, len(pictures)
     hidden = np.stack([_patches(picture.pixels) for picture in pictures])
@@ -111,31 +111,41 @@ def covered_look(reader: FileReader, pictures: list[Picture], rows: np.ndarray) 
         solution = found if solution is None else replaced(solution, going, found)
         points = problem.unknowns_of(solution.alpha, solution.soft_bits)
         for i in going:
-            if whole or solution.status[i] == Status.NOT_FINITE:
-                lost[i] = True
+            lost[i] = solution.status[i] == Status.NOT_FINITE
+            if whole or lost[i]:
                 continue
             left = _differences(shown(problem, points[i]), pictures[i])
             scale = float(np.median(left))
-            lost[i] = look >= 2 and scale > _LOST
+            lost[i] = not np.isfinite(scale) or (look >= 2 and scale > _LOST)
             if lost[i]:
                 continue
             if look + 1 == _ROUGH_LOOKS:
-                least = max(scale, _UNCERTAIN)
+                least = min(max(scale, _UNCERTAIN), MUCH_NOISE)
                 weights[i] = ~_grown(left > _COVERED * least)[..., None]
                 std[i] = least
             else:
                 weights[i] = _weights(left)
                 if look < 2:
                     weights[i] *= ~hidden[i][..., None]
-                std[i] = max(1.5 * scale, _UNCERTAIN)
+                std[i] = np.clip(1.5 * scale, _UNCERTAIN, MUCH_NOISE)
     assert solution is not None
     shares = 1 - weights.mean(axis=(1, 2, 3))
     histories = [
-        " and ".join(part for part in (f"{share:.0%} of it covered", picture.history) if part)
-        for share, picture in zip(shares, pictures, strict=True)
+        before
+        if gone
+        else " and ".join(
+            part for part in (f"a cover over {share:.0%} of it", picture.history) if part
+        )
+        for before, gone, share, picture in zip(
+            second.histories, lost, shares, pictures, strict=True
+        )
     ]
+    gone = np.flatnonzero(lost)
+    solution = replaced(solution, gone, second.solution.take(gone))
+    limits[gone] = second.limits[gone]
     # Any picture is explained by enough that is covered.
-    return Readings(rows, solution, histories, np.ones(count, bool), limits)
+    guessed = np.where(lost, second.guessed, True)
+    return Readings(second.rows, solution, histories, guessed, limits)
 
 
 def _filled_in(

@@ -96,10 +96,23 @@ class Readings:
 
     @classmethod
     def together(cls, parts: list[Readings]) -> Readings:
-        """Readings of different pictures as one."""
+        """Readings of different pictures as one; parameters of a degradation are not numbers where
+        none was looked for."""
+        solutions = [part.solution for part in parts]
+        known = [found.parameters for found in solutions if found.parameters is not None]
+        if known:
+            size = known[0].shape[1]
+            solutions = [
+                found
+                if found.parameters is not None
+                else dataclasses.replace(
+                    found, parameters=np.full((len(found), size), np.nan, np.float32)
+                )
+                for found in solutions
+            ]
         return cls(
             np.concatenate([part.rows for part in parts]),
-            Solution.concatenate([part.solution for part in parts]),
+            Solution.concatenate(solutions),
             [words for part in parts for words in part.histories],
             np.concatenate([part.guessed for part in parts]),
             np.concatenate([part.limits for part in parts]),

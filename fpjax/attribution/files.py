@@ -4,10 +4,11 @@
 another size, when asked for, through the filter that changed it, everything else as a lossless
 file. `observation="auto"` goes on where that does not explain the picture: a lossless file that was
 once a JPEG is read through the tables that its pixels give away, if they explain it; otherwise what
-was done is looked for, and noise of unknown power (`fpjax/attribution/second_look.py`).
+was done is looked for, and noise of unknown power (`fpjax/attribution/second_look.py`), and of
+pictures that leave much in a part of them, what is not covered is read (`covers.py`).
 
 What is tried depends on the picture alone, never on a key, so that its rate stays exact; a picture
-that is read twice is two questions, and its p-value is doubled.
+that is read twice is two questions, and its p-value is doubled; of three readings, tripled.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from fpjax.attribution.pictures import (
     stated,
 )
 from fpjax.attribution.registry import RegistryError
-from fpjax.attribution.second_look import DEGRADATION, second_look
+from fpjax.attribution.second_look import second_look
 from fpjax.errors import InputError
 from fpjax.fingerprint.scheme import Scheme
 from fpjax.fingerprint.stored import KeySource
@@ -95,8 +96,8 @@ def attribute(
       key_progress: called with (keys compared, keys in all) in each pass over the registry.
 
     Returns:
-      The `Attribution`; where there are two readings, its arrays are of the second where it fits a
-      key as well as the first, or neither finds one.
+      The `Attribution`; where there are several readings, its arrays are of the last one that fits
+      a key as well as those before, or of the last one if none finds any.
 
     Raises:
       InputError: if the images do not fit the generator or the scheme is not calibrated.
@@ -142,9 +143,11 @@ def attribute(
             second = second_look(reader, pictures, rows, first.solution)
             readings.append(second)
             chosen = [pictures[row] for row in second.rows]
-            rows = second.rows[uneven(scheme, chosen, second.solution, DEGRADATION)]
-            if len(rows):
-                readings.append(covered_look(reader, [pictures[row] for row in rows], rows))
+            may_be = uneven(reader, chosen, second)
+            if may_be.any():
+                second = second.take(may_be, second.rows[may_be])
+                chosen = [pictures[row] for row in second.rows]
+                readings.append(covered_look(reader, chosen, second))
     name = " and ".join(reader.names) or reader.chosen(Problem(scheme)).name
     return _answer(
         scheme, readings, registry, false_positive_rate, name, observation or "file", key_progress

@@ -63,7 +63,7 @@ def add_arguments(parser: common.Parser) -> None:
         default="file",
         help="How the images became files. file: what each file says of itself, such as a JPEG "
         "file's tables. auto: what the picture says too, where that does not explain it all; takes "
-        "longer, and counts as two tries. rounded: all are clean 8-bit files. Default: "
+        "longer, and counts as two tries or three. rounded: all are clean 8-bit files. Default: "
         "%(default)s.",
     )
     flags.add_argument(

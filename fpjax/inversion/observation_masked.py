@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, PRNGKeyArray, UInt8
 
 from fpjax.errors import InputError
-from fpjax.inversion.observation import ROUNDING_STD, Observation
+from fpjax.inversion.observation import ROUNDING_STD, Gaussian, Observation, Rounded8Bit
 
 Array = jax.Array
 
@@ -24,10 +24,15 @@ class Masked:
     Weighted residuals have the slopes of a robust loss, if the weights follow from the residuals of
     the inversion before (iteratively reweighted least squares; Holland & Welsch 1977).
 
+    A solution's `noise_ratio` is of the weighted residuals: with weights between 0 and 1 it is less
+    than that of the pixels.
+
     Attributes:
       pixel_weights: (H, W, 1) float32 in [0, 1].
-      inner: how the pixels became the file, one residual for each value of a pixel: `Rounded8Bit`
-        or `Gaussian`.
+      inner: how the pixels became the file: `Rounded8Bit` or `Gaussian`.
+
+    Raises:
+      InputError: for weights of another shape or out of range.
 
     >>> from fpjax.inversion.observation import Gaussian
     >>> half = Masked(jnp.zeros((2, 2, 1)).at[0].set(1.0), Gaussian(0.1))
@@ -39,6 +44,15 @@ class Masked:
     inner: Observation
 
     name: ClassVar[str] = "masked"
+
+    def __post_init__(self):
+        weights = self.pixel_weights
+        if not isinstance(weights, np.ndarray) or weights.ndim == 4:  # traced, or of a batch
+            return
+        if weights.ndim != 3 or weights.shape[2] != 1:
+            raise InputError(f"pixel_weights are {weights.shape}, expected (H, W, 1)")
+        if not ((weights >= 0) & (weights <= 1)).all():
+            raise InputError("pixel_weights: expected 0 to 1")
 
     @property
     def pixel_std(self) -> Array | float:
@@ -56,17 +70,21 @@ class Masked:
         Raises:
           InputError: if the inner observation's residuals are not of single pixels.
         """
-        inner = self.inner.residual(image, target, leak)
-        return jnp.sqrt(self._spread(image, inner)) * inner
+        if not isinstance(self.inner, (Rounded8Bit, Gaussian)):
+            raise InputError(
+                f"the observation {self.inner.name!r} is not of single pixels: only rounded and "
+                "noisy pictures can be masked"
+            )
+        return jnp.sqrt(self._spread(image)) * self.inner.residual(image, target, leak)
 
     def counted(
         self,
         image: Float[Array, "height width channels"],
         target: Float[Array, "height width channels"],
     ) -> Float[Array, " residuals"]:
-        """As much of each as its weight says."""
+        """Those of the inner observation that have a weight."""
         inner = self.inner.counted(image, target)
-        return self._spread(image, inner) * inner
+        return (self._spread(image) > 0).astype(inner.dtype) * inner
 
     def simulate(
         self, key: PRNGKeyArray, images: Float[Array, "batch height width channels"]
@@ -74,12 +92,7 @@ class Masked:
         """Files as the inner observation makes them; what covers them is not known."""
         return self.inner.simulate(key, images)
 
-    def _spread(self, image: Array, inner: Array) -> Array:
-        if inner.size != image.size:
-            raise InputError(
-                f"the observation {self.inner.name!r} has {inner.size} residuals of "
-                f"{image.size} values: only single pixels can be masked"
-            )
+    def _spread(self, image: Array) -> Array:
         return jnp.broadcast_to(jnp.asarray(self.pixel_weights, image.dtype), image.shape).reshape(
             -1
         )

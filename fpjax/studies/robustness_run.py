@@ -285,17 +285,19 @@ def pictures_of(folder: Path) -> list[SentPicture]:
     Raises:
       InputError: if the folder holds no study, or a damaged one, or one without the pictures as
         they were before the attacks.
-      RegistryError: if its registry of users is missing or damaged.
+      RegistryError: if its registry of users is missing, damaged or of another scheme.
     """
     sent = []
     try:
-        records = json.loads((folder / RESULT).read_text("utf-8"))["records"]
-        for name, of_scheme in records.items():
+        study = json.loads((folder / RESULT).read_text("utf-8"))
+        for name, of_scheme in study["records"].items():
             if not of_scheme:
                 continue
-            with Registry.open(_users(folder, name)) as registry:
+            with Registry.open(_users(folder, name), scheme_id=study["schemes"][name]) as registry:
                 users, words = registry.words()
                 keys = unpack_words(words, registry.key_length).astype(np.uint8)
+            if len(users) != study["settings"]["num_users"]:
+                raise InputError(f"{_users(folder, name)}: has not the users of the study")
             for label, cell in of_scheme.items():
                 place = folder / "files" / _slug(name) / _slug(label)
                 for record in cell:
@@ -311,8 +313,10 @@ def pictures_of(folder: Path) -> list[SentPicture]:
     for picture in sent:
         if not picture.original.exists():
             raise InputError(
-                f"{picture.original}: missing; the study's command with --resume makes it"
+                f"{picture.original}: missing; the study's own command, with --resume, makes it"
             )
+        if not picture.file.exists():
+            raise InputError(f"{picture.file}: missing")
     return sent
 
 

@@ -37,6 +37,7 @@ class AttackedPictures(tfds.core.GeneratorBasedBuilder):
 
         Raises:
           InputError: if it holds none, or one of before originals were kept.
+          RegistryError: if its users' keys cannot be read.
         """
         self._pictures = pictures_of(Path(study))
         if not self._pictures:

@@ -8,6 +8,7 @@ import pytest
 import fpjax
 from fpjax.errors import InputError
 from fpjax.inversion.observation import Gaussian, Rounded8Bit, noise_ratio, pixel_residual
+from fpjax.inversion.observation_filtered import Filter, Filtered
 from fpjax.inversion.observation_masked import Masked
 from fpjax.inversion.problem import Problem
 from tests import toys
@@ -50,10 +51,12 @@ def test_a_covered_file_is_read_by_its_other_pixels():
     assert (plain.noise_ratio > 10).all()
 
 
-def test_only_single_pixels_can_be_masked():
-    class Summed(Rounded8Bit):
-        def residual(self, image, target, leak=0.0):
-            return super().residual(image, target, leak).sum()[None]
-
-    with pytest.raises(InputError, match="only single pixels can be masked"):
-        Masked(WEIGHTS, Summed()).residual(jnp.zeros(toys.SHAPE), jnp.zeros(toys.SHAPE))
+def test_misuse_is_explained():
+    picture = np.zeros(toys.SHAPE, np.float32)
+    filtered = Filtered(Filter.identity(*toys.SHAPE[:2]), picture, Rounded8Bit())
+    with pytest.raises(InputError, match="'filtered' is not of single pixels"):
+        Masked(WEIGHTS, filtered).residual(jnp.zeros(toys.SHAPE), jnp.zeros(toys.SHAPE))
+    with pytest.raises(InputError, match=r"expected \(H, W, 1\)"):
+        Masked(WEIGHTS[..., 0], Rounded8Bit())
+    with pytest.raises(InputError, match="expected 0 to 1"):
+        Masked(2 * WEIGHTS, Rounded8Bit())

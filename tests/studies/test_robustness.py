@@ -68,7 +68,7 @@ def test_files_are_kept_as_they_were_sent(scheme, study):
     for sent in pictures:
         np.testing.assert_array_equal(sent.key, made[sent.number])
     pictures[0].original.unlink()
-    with pytest.raises(InputError, match="with --resume makes it"):
+    with pytest.raises(InputError, match="with --resume, makes it"):
         pictures_of(folder)
     run_robustness({"toy": scheme}, folder, SETTINGS, ATTACKS, num_predicted=1, resume=True)
     assert len(pictures_of(folder)) == 6

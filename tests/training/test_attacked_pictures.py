@@ -29,7 +29,9 @@ def test_pictures_of_any_size_come_back_to_the_bit(tmp_path):
     save_image(study / "files" / "one" / "originals" / "0000.png", original)
     with Registry.create(study / "users-one.db", key_length=8, scheme_id="0" * 64) as registry:
         key = registry.issue("ada")
-    (study / "robustness.json").write_text(json.dumps({"records": records}))
+    (study / "robustness.json").write_text(
+        json.dumps({"records": records, "schemes": {"one": "0" * 64}, "settings": {"num_users": 1}})
+    )
     builder = AttackedPictures(study=study, data_dir=tmp_path / "data")
     builder.download_and_prepare()
     source = builder.as_data_source(split="test")
