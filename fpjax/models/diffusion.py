@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -127,6 +127,7 @@ class DiffusionPrior:
         return Denoiser(self.config.unet)
 
 
+@runtime_checkable
 class Prior(Protocol):
     """What `ddim_sample` needs of a prior."""
 
