@@ -54,11 +54,9 @@ def main() -> None:
                         budget=2 * 10 ** (-psnr / 20), scale=scale, steps=steps,
                     )  # fmt: skip
                     answers = fpjax.attribute(scheme, found.images, registry, observation="auto")
-                    named = [verdict.user for verdict in answers.verdicts]
-                    right = np.mean([a == b for a, b in zip(named, users, strict=False)])
-                    wrong = np.mean(
-                        [a not in (None, b) for a, b in zip(named, users, strict=False)]
-                    )
+                    named = np.array([verdict.user or "" for verdict in answers.verdicts])
+                    right = np.mean(named == np.array(users[: len(named)]))
+                    wrong = np.mean(named != "") - right
                     bits = np.mean(answers.keys == keys)
                     name = f"{steps} gradient steps" if steps else "a random step"
                     reached = np.mean(-20 * np.log10(found.change / 2))

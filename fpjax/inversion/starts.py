@@ -113,6 +113,12 @@ def linear_read_out(
     return np.asarray(jax.device_get(_read(*operands)))
 
 
+def reads_first(scheme: Scheme) -> bool:
+    """Whether anything reads images before an inversion: a calibrated start, or an encoder."""
+    calibrated = scheme.calibration is not None and scheme.calibration.start is not None
+    return calibrated or scheme.generator.encode is not None
+
+
 def first_readings(
     scheme: Scheme, images: Float[np.ndarray, "batch height width channels"]
 ) -> Float[np.ndarray, "batch unknowns"]:
@@ -121,14 +127,14 @@ def first_readings(
     Raises:
       InputError: if the scheme was never calibrated, and its generator has no encoder.
     """
-    start = None if scheme.calibration is None else scheme.calibration.start
-    if start is not None:
-        return linear_read_out(start, images)
-    if scheme.generator.encode is None:
+    if not reads_first(scheme):
         raise InputError(
             "the scheme has no start for inversions: make one with fpjax.calibrate(scheme, key), "
             "or pass starts"
         )
+    start = None if scheme.calibration is None else scheme.calibration.start
+    if start is not None:
+        return linear_read_out(start, images)
     return encoder_readings(scheme, images, rereadings=0)[0]
 
 
