@@ -21,7 +21,8 @@ import numpy as np
 import fpjax
 from fpjax.attacks import parse
 from fpjax.attribution.pictures import read_picture
-from fpjax.studies.robustness import DEFAULT_ATTACKS, file_of
+from fpjax.studies.histories import file_of
+from fpjax.studies.robustness import DEFAULT_ATTACKS
 
 
 def main() -> None:

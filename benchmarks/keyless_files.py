@@ -32,7 +32,8 @@ from fpjax.attacks import parse
 from fpjax.attribution.pictures import read_picture
 from fpjax.fingerprint.decode import natural_images
 from fpjax.io.atomic import atomic_write
-from fpjax.studies.robustness import DEFAULT_ATTACKS, file_of
+from fpjax.studies.histories import file_of
+from fpjax.studies.robustness import DEFAULT_ATTACKS
 from fpjax.training.avatars import render_avatar
 
 KINDS = ("without a key", "other keys", "drawings")

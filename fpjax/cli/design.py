@@ -2,9 +2,9 @@
 
   fpjax design --out FOLDER [--generator GENERATOR] [--psnr 34,40,46] ...
 
-Every basis, key length, quality and noise is combined; other shifts than the first are judged at
-the first key length and the lowest quality. Bit errors are predicted from Jacobians, PSNR is
-measured. FOLDER gets the figures (design.json), plots, and a page, index.html. What is found is
+Every basis, key length, quality, and noise or attack is combined; other shifts than the first are
+judged at the first key length and the lowest quality. Bit errors are predicted from Jacobians, PSNR
+is measured. FOLDER gets the figures (design.json), plots, and a page, index.html. What is found is
 kept there as it comes; --resume goes on from it, also with other lists.
 """
 
@@ -68,7 +68,15 @@ def add_arguments(parser: common.Parser) -> None:
         type=several(common.number_between(0, float("inf"))),
         help="Strengths instead, in each basis's units.",
     )
-    add_noise_flag(flags, [0.0, 0.02, 0.05])
+    add_noise_flag(flags, None, "0,0.02,0.05, or none where there are attacks")
+    flags.add_argument(
+        "--attack",
+        metavar="ATTACK",
+        action="append",
+        type=_attack,
+        help="An attack on the file, may be repeated, as fpjax robustness takes it: "
+        "jpeg:quality=75, gaussian_noise:std=0.05, gaussian_blur:sigma=0.5, resize:scale=0.75, ...",
+    )
     flags.add_argument(
         "--code",
         metavar="NAME,...",
@@ -108,6 +116,17 @@ def _shift(text: str) -> int | None:
     return None if text == _LAST else common.whole(0)(text)
 
 
+def _attack(text: str) -> str:
+    from fpjax.errors import InputError
+    from fpjax.studies.histories import attack_label, check_described
+
+    try:
+        check_described(text)
+        return attack_label(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _code(text: str) -> str:
     from fpjax.fingerprint.codes import code_named
 
@@ -141,6 +160,8 @@ def main(args: argparse.Namespace) -> int:
     )
     psnrs = args.psnr or ([] if args.strength else [31.0, 34.0, 37.0, 40.0, 43.0, 46.0])
 
+    noises = args.noise or ([] if args.attack else [0.0, 0.02, 0.05])
+
     def designs(bases):
         shifts = {
             name: args.shift or default_shifts(len(basis), args.key_length[0])
@@ -152,7 +173,8 @@ def main(args: argparse.Namespace) -> int:
             shifts,
             psnrs=psnrs,
             strengths=args.strength or [],
-            noises=args.noise,
+            noises=noises,
+            attacks=args.attack or [],
             codes=args.code or [],
             product=args.product,
         )
@@ -194,13 +216,15 @@ def _print_table(result: Mapping[str, Any]) -> None:
         design = Design(**row["design"])
         begins = f"{design.basis:7s} {design.made_code.payload_bits:4d}"
         coded = "" if design.code == INDEPENDENT else f"  {design.code}"
+        coded += "" if design.attack is None else f"  {design.attack}"
+        noise = "-" if design.attack is not None else f"{design.noise:g}"
         if "reason" in row:
             shift = _LAST if design.shift is None else design.shift
-            print(f"{begins} {shift:>5} {design.noise:5g} {design.psnr:g} dB: out of reach{coded}")
+            print(f"{begins} {shift:>5} {noise:>5s} {design.psnr:g} dB: out of reach{coded}")
             continue
         lpips = "-" if row["lpips"] is None else f"{row['lpips']:.4f}"
         print(
-            f"{begins} {row['first_direction']:5d} {design.noise:5g} {row['strength']:8.3g} "
+            f"{begins} {row['first_direction']:5d} {noise:>5s} {row['strength']:8.3g} "
             f"{row['psnr']:5.1f} {row['psnr_min']:6.1f} {lpips:>6s} {row['bit_error']:9.4f} "
             f"{row['exact']:6.4f} {row['mutual_information']:6.1f} bits{coded}"
         )
@@ -211,7 +235,13 @@ def _print_recommendations(result: Mapping[str, Any]) -> None:
 
     print(f"all bits of {result['goal_exact']:g} of the pictures right, at the highest PSNR:")
     for case in result["recommendations"]:
-        noise = f"noise {case['noise']:g}" if case["noise"] else "rounding"
+        history = case["attack"] or case["noise"]
+        if history is None:
+            noise = "all of these"
+        elif isinstance(history, str):
+            noise = history
+        else:
+            noise = f"noise {history:g}" if history else "rounding"
         found = case["prediction"]
         if found is None:
             answer = "none of these designs"

@@ -22,15 +22,15 @@ def add_folder_flags(flags: Any) -> None:
     )
 
 
-def add_noise_flag(flags: Any, default: list[float]) -> None:
-    """--noise, a list of standard deviations."""
+def add_noise_flag(flags: Any, default: list[float] | None, otherwise: str = "") -> None:
+    """--noise, a list of standard deviations; where it has no default, `otherwise` says what is."""
     flags.add_argument(
         "--noise",
         metavar="STD,...",
         type=several(noise_level),
         default=default,
         help="Standard deviations of noise in the file, images in [-1, 1]; 0 is rounding to 8 bits "
-        f"alone. Default: {','.join(f'{value:g}' for value in default)}.",
+        f"alone. Default: {otherwise or ','.join(f'{value:g}' for value in default or [])}.",
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fpjax.studies.capacity import PAPER_BITS
-from fpjax.studies.design_plots import noise_name
+from fpjax.studies.design_plots import history_name
 from fpjax.studies.page import LINES, MARKERS, plot_style, write_study_page
 
 _SHARE = "0.9"
@@ -28,7 +28,7 @@ def write_page(folder: Path, result: Mapping[str, Any]) -> list[Path]:
         "capacity.html",
         _figures(result),
         result=result,
-        noise_name=noise_name,
+        noise_name=history_name,
         code_name=code_name,
         users_name=users_name,
         share=_SHARE,
@@ -112,7 +112,7 @@ def _draw_users(figure, rows: Sequence[Mapping[str, Any]], users, rate: float) -
     for i, row in enumerate(rows):
         cell = row["cell"]
         colour, marker = f"C{i % 7}", MARKERS[i % len(MARKERS)]
-        name = f"{row['psnr']:.1f} dB, {noise_name(cell['noise'])}"
+        name = f"{row['psnr']:.1f} dB, {history_name(cell['noise'])}"
         measured, predicted = row["measured"]["curves"][0], row["predicted"]["curves"][0]
         kept = users[: len(predicted["right"])]
         axes.plot(kept, predicted["right"], color=colour, label=name)
@@ -148,7 +148,7 @@ def _draw_usable(figure, rows: Sequence[Mapping[str, Any]], axis: str, label: st
         }
         axes.plot(
             at, usable["predicted"], color=colour, linestyle=LINES[i % len(LINES)],
-            label=f"{name}, {noise_name(noise)}",
+            label=f"{name}, {history_name(noise)}",
         )  # fmt: skip
         axes.plot(at, usable["measured"], color=colour, linestyle="none", marker=marker)
     axes.axhline(2.0**PAPER_BITS, color="0.4", linewidth=1, linestyle="--",

@@ -20,12 +20,14 @@ import scipy.linalg
 from fpjax.fingerprint.basis import Basis
 from fpjax.fingerprint.codes import Code
 from fpjax.fingerprint.scheme import Scheme
-from fpjax.inversion.observation import ROUNDING_STD
+from fpjax.inversion.observation import Observation
+from fpjax.io.images import from_uint8, to_uint8
 from fpjax.models.generator import Generator
 from fpjax.models.jacobian import DEFAULT_MEMORY, jacobian_rows, tangent_bytes, tangents_at_once
 from fpjax.parallel import concurrently, cores, one_blas_thread
 from fpjax.precision import full_precision
 from fpjax.programs import program
+from fpjax.studies.histories import History, attacked, noise_variance
 
 NUM_LATENTS = 32
 DRAWS = 96
@@ -41,8 +43,8 @@ _EDGE = 1 - 1 / 255
 
 @program(static_argnums=2)
 @full_precision
-def _rows(generator: Generator, latent: jax.Array, block: int) -> jax.Array:
-    """J of a latent as rows (D, M), zero for pixels that are saturated."""
+def _picture_rows(generator: Generator, latent: jax.Array, block: int):
+    """A latent's picture (H, W, C), not clipped, and its Jacobian as rows (D, M)."""
 
     def image(flat):
         latents = flat.reshape(1, *generator.latent_shape)
@@ -50,7 +52,21 @@ def _rows(generator: Generator, latent: jax.Array, block: int) -> jax.Array:
 
     tangents = jnp.eye(generator.latent_size, dtype=jnp.float32)
     value, rows = jacobian_rows(image, latent, tangents, block=block)
-    return rows * (jnp.abs(value) < _EDGE).astype(rows.dtype)[None]
+    return value.reshape(generator.image_shape), rows
+
+
+@jax.jit
+def _unsaturated(image: jax.Array, rows: jax.Array) -> jax.Array:
+    """Rows (D, M) of a picture, zero for pixels that are saturated."""
+    return rows * (jnp.abs(image.reshape(-1)) < _EDGE).astype(rows.dtype)[None]
+
+
+@program()
+@full_precision
+def _residual_rows(observation: Observation, image: jax.Array, rows: jax.Array, target: jax.Array):
+    """Rows (D, R) of an observation's residual, of those of the picture."""
+    _, derivative = jax.linearize(lambda seen: observation.residual(seen, target), image)
+    return jax.vmap(derivative)(rows.reshape(-1, *image.shape))
 
 
 @jax.jit
@@ -62,42 +78,42 @@ def pixel_grams(
     generator: Generator,
     prior: Basis,
     key: jax.Array,
-    noises: Sequence[float] = (0.0,),
+    histories: Sequence[History] = (0.0,),
     num_latents: int = NUM_LATENTS,
     *,
     memory: int = DEFAULT_MEMORY,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[float, np.ndarray]:
-    """What `iter_pixel_grams` yields, for each noise (N, D, D) float32.
+) -> dict[History, np.ndarray]:
+    """What `iter_pixel_grams` yields, for each history (N, D, D) float32.
 
     Args:
-      generator, prior, key, noises, memory: see there.
+      generator, prior, key, histories, memory: see there.
       num_latents: how many, N.
       progress: called with (latents done, in all).
 
     Returns:
-      By noise, the grams of the latents in order.
+      By history, the grams of the latents in order.
     """
-    found: list[dict[float, np.ndarray]] = [{} for _ in range(num_latents)]
-    done = iter_pixel_grams(generator, prior, key, noises, num_latents, memory=memory)
+    found: list[dict[History, np.ndarray]] = [{} for _ in range(num_latents)]
+    done = iter_pixel_grams(generator, prior, key, histories, num_latents, memory=memory)
     for count, (i, grams) in enumerate(done, 1):
         found[i] = grams
         if progress is not None:
             progress(count, num_latents)
-    return {noise: np.stack([grams[noise] for grams in found]) for noise in noises}
+    return {history: np.stack([grams[history] for grams in found]) for history in histories}
 
 
 def iter_pixel_grams(
     generator: Generator,
     prior: Basis,
     key: jax.Array,
-    noises: Sequence[float] = (0.0,),
+    histories: Sequence[History] = (0.0,),
     num_latents: int = NUM_LATENTS,
     *,
     wanted: Sequence[int] | None = None,
     memory: int = DEFAULT_MEMORY,
-) -> Iterator[tuple[int, dict[float, np.ndarray]]]:
-    """Yields products of Jacobians of natural latents over the pixels that are not saturated.
+) -> Iterator[tuple[int, dict[History, np.ndarray]]]:
+    """Yields products of Jacobians of natural latents, over what their files say.
 
     Who reads a noisy file does not know the Jacobian of the latent that made it, but that of some
     latent which explains the file as well: only what their Jacobians have in common says anything.
@@ -106,6 +122,9 @@ def iter_pixel_grams(
     mean; J(w) J(w)^T would count what nobody can know. The wider a posterior, the more this
     matters: of 64 bits of the image basis of the bundled generator at 34 dB and noise of 0.1, the
     latter expects 11.6% to be wrong, the former 15.0%, and 17.0% of 48 inversions are.
+
+    Of noise, J is the picture's Jacobian, over the pixels that are not saturated. Of an attack it
+    is that of the residual of a file which is made and attacked, in units of its noise.
 
     Latents are natural, along a key's directions too: that the key has another strength there is
     left out, which matters for keys in the first directions.
@@ -119,15 +138,19 @@ def iter_pixel_grams(
       prior: directions and natural standard deviations of latents, best of the image metric. Along
         directions that it lacks, latents count as known, and as without effect on a picture.
       key: PRNG key of the latents, and of what is drawn.
-      noises: standard deviations in the file, images in [-1, 1]; rounding is added to each.
+      histories: standard deviations in the file, images in [-1, 1], rounding is added to each; or
+        attacks, as `fpjax.attacks.parse` reads them.
       num_latents: how many latents the key stands for.
       wanted: numbers of the latents to do, by default all.
       memory: bytes that Jacobians may take, two of them and tangents on their way for each core
         that works; one core works whatever they take.
 
     Yields:
-      Number of the latent, and the gram (D, D) float32 for each noise; on CPUs some cores work at
-      once, and numbers come in any order.
+      Number of the latent, and the gram (D, D) float32 for each history; on CPUs some cores work
+      at once, and numbers come in any order.
+
+    Raises:
+      InputError: for an attack that no observation describes.
 
     >>> from fpjax.fingerprint.fit import fit_basis
     >>> from fpjax.models.linear import linear_generator
@@ -153,53 +176,84 @@ def iter_pixel_grams(
     left = memory // threads - both
     block = tangents_at_once(generator.latent_size, tangent, max(tangent, left))
     # `natural_latents` may split its key, and `fold_in` gives what `split` does.
-    draws = jax.random.fold_in(key, 2**32 - 1)
+    draws, attacks = (jax.random.fold_in(key, 2**32 - number) for number in (1, 2))
     directions, dual = (np.asarray(a, np.float64) for a in (prior.directions, prior.dual))
     std = np.asarray(prior.std, np.float64)[:, None]
     wide = (std > 1e-6 * std.max())[:, 0]
     spread, unspread = directions[wide] * std[wide], dual[wide] / std[wide]
     mean = np.asarray(prior.mean, np.float64)
 
-    def one(i: int) -> tuple[int, dict[float, np.ndarray]]:
-        rows = _rows(generator, jax.device_put(latents[i]), block)
-        gram = np.asarray(jax.device_get(_product(rows, rows)), np.float64)
-        values, vectors = np.linalg.eigh(spread @ gram @ spread.T)
-        drawn = jax.random.normal(jax.random.fold_in(draws, i), (2, len(spread)), jnp.float32)
-        # Along the prior's directions, so that signs of eigenvectors do not count.
-        drawn = np.asarray(jax.device_get(drawn), np.float64) @ vectors
-        here = vectors.T @ (unspread @ (latents[i] - mean))
-        found = {}
-        for noise in noises:
-            other = _drawn(values / (noise**2 + ROUNDING_STD**2), here, drawn)
-            moved = latents[i] + ((other - here) @ vectors.T) @ spread
-            others = _rows(generator, jax.device_put(moved.astype(np.float32)), block)
-            product = np.asarray(jax.device_get(_product(rows, others)), np.float64)
-            product = _positive(directions @ product @ directions.T)
-            found[noise] = (dual.T @ product @ dual).astype(np.float32)
+    def picture(latent: np.ndarray) -> tuple[jax.Array, jax.Array]:
+        return _picture_rows(generator, jax.device_put(latent), block)
+
+    def said(seen: tuple[Observation, jax.Array] | None, image: jax.Array, rows: jax.Array):
+        if seen is None:
+            return _unsaturated(image, rows)
+        return _residual_rows(seen[0], image, rows, seen[1])
+
+    def one(i: int) -> tuple[int, dict[History, np.ndarray]]:
+        image, rows = picture(latents[i])
+        truth, found, posteriors = unspread @ (latents[i] - mean), {}, {}
+        for history in histories:
+            seen, name = None, ""
+            if isinstance(history, str):
+                name = history
+                pixels = to_uint8(jax.device_get(image))
+                observation, pixels = attacked(history, jax.random.fold_in(attacks, i), pixels)
+                seen = jax.device_put((observation, from_uint8(pixels)))
+            here = said(seen, image, rows)
+            if name not in posteriors:
+                gram = np.asarray(jax.device_get(_product(here, here)), np.float64)
+                information = spread @ gram @ spread.T
+                posteriors[name] = _Posterior(information, truth, jax.random.fold_in(draws, i))
+            other = posteriors[name].draw(noise_variance(history))
+            moved = latents[i] + (other - truth) @ spread
+            there = said(seen, *picture(moved.astype(np.float32)))
+            product = np.asarray(jax.device_get(_product(here, there)), np.float64)
+            product = nearest_positive(directions @ product @ directions.T)
+            found[history] = (dual.T @ product @ dual).astype(np.float32)
         return i, found
 
     with one_blas_thread:
         yield from concurrently([map(one, rest[t::threads]) for t in range(threads)], alone=1)
 
 
-def _drawn(information: np.ndarray, truth: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """A draw of the posterior of unit normal unknowns whose measurements are independent.
+def posterior_draw(information: np.ndarray, truth: np.ndarray, key: jax.Array) -> np.ndarray:
+    """A draw of the posterior of unit normal unknowns after a measurement of them.
 
     Args:
-      information: (K,) of the measurement of each.
+      information: (K, K) of the measurement.
       truth: (K,) what they are.
-      drawn: (2, K) standard normal numbers, of the measurement and of the draw.
+      key: PRNG key, of the measurement's noise and of the draw.
 
-    >>> _drawn(np.array([1e12, 0.0, -1e-3]), np.ones(3), np.array([[1.0] * 3, [2.0] * 3])).round(3)
-    array([1., 2., 2.])
+    >>> exact = np.diag([1e12, 0.0, -1e-3])
+    >>> drawn = posterior_draw(exact, np.ones(3), jax.random.key(0))
+    >>> bool(abs(drawn[0] - 1) < 1e-5), bool(abs(drawn[1] - 1) < 1e-5)
+    (True, False)
     """
-    information = np.maximum(information, 0)  # rounding may leave less
-    measured = information * truth + np.sqrt(information) * drawn[0]
-    precision = 1 + information
-    return measured / precision + drawn[1] / np.sqrt(precision)
+    return _Posterior(information, truth, key).draw(1.0)
 
 
-def _positive(matrix: np.ndarray) -> np.ndarray:
+class _Posterior:
+    """Of unit normal unknowns whose measurement may have noise of several variances."""
+
+    def __init__(self, information: np.ndarray, truth: np.ndarray, key: jax.Array) -> None:
+        values, self._vectors = np.linalg.eigh(information)
+        self._information = np.maximum(values, 0)  # rounding may leave less
+        drawn = jax.random.normal(key, (2, len(truth)), jnp.float32)
+        # Turned from the unknowns' own axes, so that signs of eigenvectors do not count.
+        self._drawn = np.asarray(jax.device_get(drawn), np.float64) @ self._vectors
+        self._truth = truth @ self._vectors
+
+    def draw(self, variance: float) -> np.ndarray:
+        """Unknowns (K,) that are as likely as the truth, once noise has this variance."""
+        information = self._information / variance
+        measured = information * self._truth + np.sqrt(information) * self._drawn[0]
+        precision = 1 + information
+        return self._vectors @ (measured / precision + self._drawn[1] / np.sqrt(precision))
+
+
+def nearest_positive(matrix: np.ndarray) -> np.ndarray:
     """The nearest symmetric positive semi-definite matrix."""
     values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
     return (vectors * np.maximum(values, 0)) @ vectors.T
@@ -209,14 +263,14 @@ def curvature_along(grams: np.ndarray, scheme: Scheme) -> np.ndarray:
     """Squared image change along a scheme's unknowns, (N, K, K) float64: alpha, then symbols.
 
     Args:
-      grams: (N, D, D) of `pixel_grams`, for one noise.
+      grams: (N, D, D) of `pixel_grams`, for one history.
       scheme: its strength is not in the result: symbols count as at strength 1.
     """
     directions = np.concatenate(scheme.split(np.asarray(scheme.basis.directions, np.float64)))
     return np.stack([directions @ gram.astype(np.float64) @ directions.T for gram in grams])
 
 
-def information_of(curvature: np.ndarray, alpha_std: np.ndarray, noise: float) -> np.ndarray:
+def information_of(curvature: np.ndarray, alpha_std: np.ndarray, history: History) -> np.ndarray:
     """S about symbols of strength 1 for each latent, (N, L, L) float64.
 
     At another strength it is strength^2 times this.
@@ -224,7 +278,7 @@ def information_of(curvature: np.ndarray, alpha_std: np.ndarray, noise: float) -
     Args:
       curvature: (N, K, K) of `curvature_along`.
       alpha_std: (K - L,) natural standard deviations, alpha's prior.
-      noise: standard deviation of the noise, images in [-1, 1]; rounding is added to it.
+      history: what the curvature is of.
 
     >>> information_of(np.array([[[1.0, 0.5], [0.5, 1.0]]]), np.array([1e6]), 1.0).round(3)
     array([[[0.75]]])
@@ -232,7 +286,7 @@ def information_of(curvature: np.ndarray, alpha_std: np.ndarray, noise: float) -
     count = len(alpha_std)
     precision = np.diag(1 / np.maximum(alpha_std.astype(np.float64), 1e-9) ** 2)
     found = []
-    for matrix in curvature / (noise**2 + ROUNDING_STD**2):
+    for matrix in curvature / noise_variance(history):
         cross = matrix[:count, count:]
         factor = scipy.linalg.cho_factor(matrix[:count, :count] + precision)
         schur = matrix[count:, count:] - cross.T @ scipy.linalg.cho_solve(factor, cross)

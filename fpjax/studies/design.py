@@ -1,10 +1,10 @@
 """Design without inverting: what directions, length and strength can be expected to give.
 
-Jacobians of a few dozen natural latents, by the latent itself, and for each noise of others that
-explain their files as well, serve every basis, shift, length and strength (`curvature.py`). From
-them come the information about the symbols, the share of bits that decision feedback gets right,
-the chance that all are right, and the mutual information of the key. Quality is measured on
-pictures that are made, since distortion is not linear in the strength.
+Jacobians of a few dozen natural latents, by the latent itself, and for each noise or attack of
+others that explain their files as well, serve every basis, shift, length and strength
+(`curvature.py`). From them come the information about the symbols, the share of bits that decision
+feedback gets right, the chance that all are right, and the mutual information of the key. Quality
+is measured on pictures that are made, since distortion is not linear in the strength.
 
 This is the paper's question (which directions, what strength, how many bits) as a tool.
 """
@@ -37,6 +37,7 @@ from fpjax.studies.curvature import (
     pixel_grams,
 )
 from fpjax.studies.designs import INDEPENDENT, Design, Prediction
+from fpjax.studies.histories import History
 from fpjax.studies.quality import Distance, psnr_db
 
 NUM_PICTURES = 64
@@ -56,13 +57,12 @@ class UnreachableQuality(InputError):
 
 @dataclasses.dataclass
 class _Placement:
-    """A scheme of strength 1, and what its Jacobians say; the information of the last noise."""
+    """A scheme of strength 1, and what its Jacobians say; the information of the last history."""
 
     design: tuple[str, int, int | None]
     scheme: Scheme
-    curvatures: dict[float, np.ndarray] = dataclasses.field(default_factory=dict)
-    """By noise."""
-    noise: float | None = None
+    curvatures: dict[History, np.ndarray] = dataclasses.field(default_factory=dict)
+    history: History | None = None
     information: np.ndarray | None = None
     floor: np.ndarray | None = None
     """Squared errors of pictures without a key, in units of the squared range of grey levels."""
@@ -71,9 +71,9 @@ class _Placement:
 class Study:
     """Predicts designs of one generator; Jacobians, bases and original pictures are taken once.
 
-    Jacobians for a noise that `grams` does not have are taken when a design asks for it. Designs
+    Jacobians for a history that `grams` does not have are taken when a design asks for it. Designs
     that share basis, length and shift are quickest one after the other, and of these those
-    that share their noise.
+    that share their noise or attack.
 
     Args:
       generator: what makes the images.
@@ -81,7 +81,7 @@ class Study:
       key: PRNG key of latents and keys.
       num_latents: natural latents whose Jacobians are taken.
       num_pictures: pictures that quality is measured on.
-      grams: those of `curvature.pixel_grams` by noise, where they are at hand.
+      grams: those of `curvature.pixel_grams` by history, where they are at hand.
       perceptual: distance of two batches of uint8 images, such as `quality.lpips_distance` gives.
       keep_all: see `Scheme.create`.
       progress: called with (Jacobians done, in all).
@@ -102,7 +102,7 @@ class Study:
         *,
         num_latents: int = NUM_LATENTS,
         num_pictures: int = NUM_PICTURES,
-        grams: Mapping[float, np.ndarray] | None = None,
+        grams: Mapping[History, np.ndarray] | None = None,
         perceptual: Distance | None = None,
         keep_all: bool = False,
         progress: Callable[[int, int], None] | None = None,
@@ -112,11 +112,10 @@ class Study:
         self._key_latents, key_pictures, self._key_keys = study_keys(key)
         size = generator.latent_size
         self.grams = dict(grams or {})
-        for noise, of_noise in self.grams.items():
-            if of_noise.ndim != 3 or of_noise.shape[1:] != (size, size) or not len(of_noise):
+        for history, grams_of in self.grams.items():
+            if grams_of.ndim != 3 or grams_of.shape[1:] != (size, size) or not len(grams_of):
                 raise InputError(
-                    f"grams of noise {noise} have shape {of_noise.shape}: expected "
-                    f"(N, {size}, {size})"
+                    f"grams of {history} have shape {grams_of.shape}: expected (N, {size}, {size})"
                 )
         self.num_latents, self._progress = num_latents, progress
         self.num_pictures = num_pictures
@@ -150,7 +149,7 @@ class Study:
     def information(self, design: Design) -> np.ndarray:
         """S about the symbols of a design for each latent, (N, L, L) float64."""
         placed = self._placement(design)
-        return self._unit_information(placed, design.noise) * self._strength(placed, design) ** 2
+        return self._unit_information(placed, design.history) * self._strength(placed, design) ** 2
 
     def predict(self, design: Design) -> Prediction:
         """What a design is expected to give.
@@ -201,26 +200,26 @@ class Study:
             self._placed = _Placement(where, scheme)
         return self._placed
 
-    def _curvature(self, placed: _Placement, noise: float) -> np.ndarray:
-        if noise not in self.grams:
+    def _curvature(self, placed: _Placement, history: History) -> np.ndarray:
+        if history not in self.grams:
             self.grams |= pixel_grams(
                 self.generator,
                 prior_of(self.bases),
                 self._key_latents,
-                (noise,),
+                (history,),
                 self.num_latents,
                 progress=self._progress,
             )
-        if noise not in placed.curvatures:
-            placed.curvatures[noise] = curvature_along(self.grams[noise], placed.scheme)
-        return placed.curvatures[noise]
+        if history not in placed.curvatures:
+            placed.curvatures[history] = curvature_along(self.grams[history], placed.scheme)
+        return placed.curvatures[history]
 
-    def _unit_information(self, placed: _Placement, noise: float) -> np.ndarray:
-        if placed.information is None or placed.noise != noise:
-            placed.noise = noise
+    def _unit_information(self, placed: _Placement, history: History) -> np.ndarray:
+        if placed.information is None or placed.history != history:
+            placed.history = history
             alpha_std = np.asarray(placed.scheme.alpha_std)
-            curvature = self._curvature(placed, noise)
-            placed.information = information_of(curvature, alpha_std, noise)
+            curvature = self._curvature(placed, history)
+            placed.information = information_of(curvature, alpha_std, history)
         return placed.information
 
     def _quality(self, placed: _Placement, strength: float) -> tuple[float, float, float | None]:

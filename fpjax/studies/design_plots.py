@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fpjax.studies.design_run import predictions_of
 from fpjax.studies.designs import INDEPENDENT, Design, Prediction
+from fpjax.studies.histories import History, in_order
 from fpjax.studies.page import LINES, MARKERS, plot_style, write_study_page
 
 BASIS_NAMES = {"image": "image metric", "latent": "PCA"}
@@ -43,7 +45,8 @@ def write_page(folder: Path, result: Mapping[str, Any]) -> list[Path]:
         _figures(result),
         result=result,
         names=BASIS_NAMES,
-        noise_name=noise_name,
+        history_name=history_name,
+        history=lambda values: history_name(Design(**values).history),
         payload=lambda design: Design(**design).made_code.payload_bits,
     )
 
@@ -124,7 +127,7 @@ def _figures(result: Mapping[str, Any]):
             axes.set_ylim(top=1)
             figure.legend(loc="outside lower center", ncols=2)
             yield name, title, text, figure
-        quality = [p for p in at_length if p in at_shift and p.design.noise == designs[0].noise]
+        quality = [p for p in at_length if p in at_shift and p.design.history == designs[0].history]
         if len({p.strength for p in quality}) > 1:
             yield from _quality_figures(quality, length)
         coded = [p for p in of_codes if p.design.code != INDEPENDENT]
@@ -151,7 +154,7 @@ def _figures(result: Mapping[str, Any]):
 
 
 def _quality_figures(predictions: Sequence[Prediction], length: int):
-    """PSNR against strength, and LPIPS where it was measured; quality knows of no noise."""
+    """PSNR against strength, and LPIPS where it was measured; quality knows of no history."""
     from matplotlib.figure import Figure
 
     measures: list[tuple[str, str, Callable[[Prediction], float | None]]] = [
@@ -185,13 +188,17 @@ def _quality_figures(predictions: Sequence[Prediction], length: int):
         yield f"{name}-strength", f"{title}: {name.upper()}", text, figure
 
 
-def noise_name(noise: float) -> str:
-    """A noise level for people.
+def history_name(history: History | None) -> str:
+    """A noise level or an attack for people; None is all that a study looks at.
 
-    >>> noise_name(0.0), noise_name(0.05)
-    ('8-bit rounding', 'noise 0.05')
+    >>> history_name(0.0), history_name(0.05), history_name("jpeg:quality=75,subsampling=4:2:0")
+    ('8-bit rounding', 'noise 0.05', 'jpeg 75 4:2:0')
     """
-    return f"noise {noise:g}" if noise else "8-bit rounding"
+    if history is None:
+        return "all of these"
+    if isinstance(history, str):
+        return re.sub(r"[a-z_]+=", "", history).replace(",", " ").replace(":", " ", 1)
+    return f"noise {history:g}" if history else "8-bit rounding"
 
 
 def _shown_error(prediction: Prediction, drawn: int) -> float:
@@ -200,14 +207,14 @@ def _shown_error(prediction: Prediction, drawn: int) -> float:
 
 
 def _draw(axes, predictions, position: Callable[[Prediction], float], drawn: int) -> None:
-    """One curve a basis and noise; colours tell bases, lines and markers tell noises."""
+    """One curve a basis and history; colours tell bases, lines and markers tell histories."""
     bases = list(dict.fromkeys(p.design.basis for p in predictions))
-    noises = sorted({p.design.noise for p in predictions})
+    histories = in_order(p.design.history for p in predictions)
     axes.set_yscale("log")
     for basis in bases:
-        for i, noise in enumerate(noises):
+        for i, history in enumerate(histories):
             of_curve = sorted(
-                (p for p in predictions if (p.design.basis, p.design.noise) == (basis, noise)),
+                (p for p in predictions if (p.design.basis, p.design.history) == (basis, history)),
                 key=position,
             )
             axes.plot(
@@ -216,7 +223,7 @@ def _draw(axes, predictions, position: Callable[[Prediction], float], drawn: int
                 color=_COLOURS[basis],
                 linestyle=LINES[i % len(LINES)],
                 marker=MARKERS[i % len(MARKERS)],
-                label=f"{BASIS_NAMES[basis]}, {noise_name(noise)}",
+                label=f"{BASIS_NAMES[basis]}, {history_name(history)}",
             )
     unseen = [p for p in predictions if p.bit_error == 0]
     axes.plot(
@@ -232,15 +239,15 @@ def _draw(axes, predictions, position: Callable[[Prediction], float], drawn: int
 
 
 def _draw_codes(axes, predictions: Sequence[Prediction], drawn: int) -> None:
-    """One curve a code and noise; colours tell codes, lines and markers tell noises."""
+    """One curve a code and history; colours tell codes, lines and markers tell histories."""
     payloads = {p.design.code: p.design.made_code.payload_bits for p in predictions}
     codes = sorted(payloads, key=lambda code: (code != INDEPENDENT, -payloads[code], code))
-    noises = sorted({p.design.noise for p in predictions})
+    histories = in_order(p.design.history for p in predictions)
     axes.set_yscale("log")
     for colour, code in enumerate(codes):
-        for i, noise in enumerate(noises):
+        for i, history in enumerate(histories):
             of_curve = sorted(
-                (p for p in predictions if (p.design.code, p.design.noise) == (code, noise)),
+                (p for p in predictions if (p.design.code, p.design.history) == (code, history)),
                 key=lambda p: p.psnr,
             )
             axes.plot(
@@ -250,7 +257,7 @@ def _draw_codes(axes, predictions: Sequence[Prediction], drawn: int) -> None:
                 color=f"C{colour}",
                 linestyle=LINES[i % len(LINES)],
                 marker=MARKERS[i % len(MARKERS)],
-                label=f"{payloads[code]} bits, {code}, {noise_name(noise)}",
+                label=f"{payloads[code]} bits, {code}, {history_name(history)}",
             )
 
 

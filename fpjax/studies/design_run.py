@@ -1,8 +1,8 @@
 """A design study in a folder: bases, Jacobians and finished rows are kept, so that it can go on.
 
 The folder holds `basis-NAME.npz`, `jacobians/NNNN.npz` (what Jacobians of one natural latent say
-for each noise, see `curvature.py`) and `design.json`. The JSON says `"complete": false` until the
-last row is in it.
+for each noise or attack, see `curvature.py`) and `design.json`. The JSON says `"complete": false`
+until the last row is in it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from fpjax.models.generator import Generator
 from fpjax.progress import Progress
 from fpjax.studies.curvature import CODE_DRAWS, DRAWS, NUM_LATENTS, iter_pixel_grams
 from fpjax.studies.design import NUM_PICTURES, Study, UnreachableQuality, prior_of, study_keys
-from fpjax.studies.designs import Design, Prediction, recommend
+from fpjax.studies.designs import Design, Prediction, recommend, recommend_for_all
+from fpjax.studies.histories import History, in_order
 from fpjax.studies.quality import lpips_distance
 
 FORMAT_VERSION = 2
@@ -122,7 +123,7 @@ def run_design(
         prior_of(bases),
         folder,
         study_keys(key_study)[0],
-        sorted({0.0, *(design.noise for design in chosen)}),
+        in_order([0.0, *(design.history for design in chosen)]),
         settings.num_latents,
         progress,
     )
@@ -162,32 +163,38 @@ def predictions_of(rows: Sequence[Mapping[str, Any]]) -> list[Prediction]:
 
 
 def recommendations(rows: Sequence[Mapping[str, Any]], exact: float) -> list[dict[str, Any]]:
-    """For each noise, key length and code: the design of highest PSNR that reaches the goal, or
-    None.
+    """For each noise or attack, key length and code: the design of highest PSNR that reaches the
+    goal, or None; then those that reach it under all of the noises and attacks.
 
     Args:
       rows: of a result.
       exact: share of images with every bit right.
 
     Returns:
-      Dicts of `noise`, `key_length`, `code`, `payload_bits` and `prediction`.
+      Dicts of `noise` and `attack`, both None for all of several; `key_length`, `code`,
+      `payload_bits` and `prediction`, of all that where the design is read worst.
     """
     predictions = predictions_of(rows)
+    histories = in_order(p.design.history for p in predictions)
 
     def case(p: Prediction) -> tuple:
-        return p.design.noise, p.design.made_code.payload_bits, p.design.key_length, p.design.code
+        return p.design.made_code.payload_bits, p.design.key_length, p.design.code
 
+    several = [None] if len(histories) > 1 else []
     found = []
-    for noise, payload, length, code in sorted({case(p) for p in predictions}):
-        best = recommend(
-            [p for p in predictions if case(p) == (noise, payload, length, code)], exact
-        )
-        found.append(
-            {
-                "noise": noise, "key_length": length, "code": code, "payload_bits": payload,
-                "prediction": None if best is None else best.to_json(),
-            }
-        )  # fmt: skip
+    for history in [*histories, *several]:
+        some = [p for p in predictions if history in (None, p.design.history)]
+        for payload, length, code in sorted({case(p) for p in some}):
+            of_case = [p for p in some if case(p) == (payload, length, code)]
+            best = (recommend_for_all if history is None else recommend)(of_case, exact)
+            found.append(
+                {
+                    "noise": history if isinstance(history, float) else None,
+                    "attack": history if isinstance(history, str) else None,
+                    "key_length": length, "code": code, "payload_bits": payload,
+                    "prediction": None if best is None else best.to_json(),
+                }
+            )  # fmt: skip
     return found
 
 
@@ -262,24 +269,24 @@ def stored_grams(
     prior: Basis,
     folder: Path,
     key: jax.Array,
-    noises: Sequence[float],
+    histories: Sequence[History],
     num_latents: int,
     progress: Progress,
-) -> dict[float, np.ndarray]:
+) -> dict[History, np.ndarray]:
     """What `curvature.pixel_grams` gives, taken where the folder does not have it."""
     paths = [folder / "jacobians" / f"{i:04d}.npz" for i in range(num_latents)]
-    names = {str(float(noise)): noise for noise in noises}
+    names = {str(history): history for history in histories}
     kept = [read_npz(path) or {} for path in paths]
-    lacking = {name: noise for name, noise in names.items() if any(name not in k for k in kept)}
+    lacking = {name: h for name, h in names.items() if any(name not in k for k in kept)}
     wanted = [i for i, arrays in enumerate(kept) if not names.keys() <= arrays.keys()]
     taken = iter_pixel_grams(
         generator, prior, key, tuple(lacking.values()), num_latents, wanted=wanted
     )
     for count, (i, grams) in enumerate(taken, num_latents - len(wanted) + 1):
-        kept[i] |= {name: grams[noise] for name, noise in lacking.items()}
+        kept[i] |= {name: grams[history] for name, history in lacking.items()}
         write_npz(paths[i], kept[i])
         progress("taking Jacobians", count, num_latents)
-    return {noise: np.stack([arrays[name] for arrays in kept]) for name, noise in names.items()}
+    return {h: np.stack([arrays[name] for arrays in kept]) for name, h in names.items()}
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray] | None:

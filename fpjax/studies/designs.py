@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 
 from fpjax.errors import InputError
 from fpjax.fingerprint.codes import Code, IndependentBits, code_named
+from fpjax.studies.histories import History, attack_label
 
 INDEPENDENT = IndependentBits.name
 """The name of no code."""
@@ -27,6 +28,7 @@ class Design:
       psnr: decibels between original and fingerprinted, on average.
       noise: standard deviation of the noise in the file, on [-1, 1]; 0 is rounding alone.
       code: what the symbols carry, see `code_named`.
+      attack: what was done to the file, instead of noise, as `fpjax.attacks.parse` reads it.
 
     Raises:
       InputError: unless one of `strength` and `psnr` is stated, or for values that cannot be.
@@ -39,6 +41,7 @@ class Design:
     psnr: float | None = None
     noise: float = 0.0
     code: str = INDEPENDENT
+    attack: str | None = None
 
     def __post_init__(self):
         if self.made_code.num_symbols != self.key_length:
@@ -47,8 +50,21 @@ class Design:
             raise InputError("a design states its strength or its PSNR: one of the two")
         if not self.noise >= 0:
             raise InputError(f"noise {self.noise}: expected a standard deviation, at least 0")
+        if self.attack is not None and self.noise:
+            raise InputError("a design states a noise or an attack: one of the two")
+        if self.attack is not None and attack_label(self.attack) != self.attack:
+            raise InputError(f"attack {self.attack}: in full, {attack_label(self.attack)}")
         if self.strength is not None and not 0 < self.strength < math.inf:
             raise InputError(f"strength {self.strength}: expected a positive number")
+
+    @property
+    def history(self) -> History:
+        """What happened to the file: the attack, or the noise.
+
+        >>> Design("image", psnr=40.0, noise=0.1).history
+        0.1
+        """
+        return self.noise if self.attack is None else self.attack
 
     @functools.cached_property
     def made_code(self) -> Code:
@@ -125,14 +141,15 @@ def grid(
     psnrs: Sequence[float] = (),
     strengths: Sequence[float] = (),
     noises: Sequence[float] = (0.0,),
+    attacks: Sequence[str] = (),
     codes: Sequence[str] = (),
     product: bool = False,
 ) -> list[Design]:
     """Designs of lists of choices, in the order that a study judges fastest; codes come last.
 
-    Every basis, length, quality and noise is combined at the first shift. Other shifts are judged
-    at the first length and the lowest quality alone, unless `product` is set: a key in the first
-    directions overwrites so much of a picture that a high quality is out of reach.
+    Every basis, length, quality, and noise or attack is combined at the first shift. Others are
+    judged at the first length and the lowest quality alone, unless `product` is set: a key in the
+    first directions overwrites so much of a picture that a high quality is out of reach.
 
     Args:
       bases: names.
@@ -141,6 +158,7 @@ def grid(
       psnrs: decibels, or
       strengths: in the basis's units: one of the two lists.
       noises: standard deviations, images in [-1, 1].
+      attacks: as `fpjax.attacks.parse` reads them.
       codes: names for `code_named`, judged at the first shift.
       product: combine everything with everything.
 
@@ -154,6 +172,8 @@ def grid(
     lowest: dict[str, Any] = (
         {"psnr": float(min(psnrs))} if psnrs else {"strength": float(max(strengths))}
     )
+    histories: list[dict[str, Any]] = [{"noise": float(noise)} for noise in noises]
+    histories += [{"attack": attack_label(attack)} for attack in attacks]
     designs = []
     for basis in bases:
         of_basis = (shifts or {}).get(basis) or (None,)
@@ -164,19 +184,50 @@ def grid(
                     continue
                 some = [lowest] if few else qualities
                 designs += [
-                    Design(basis, length, shift, noise=noise, **quality)
-                    for noise in noises
+                    Design(basis, length, shift, **history, **quality)
+                    for history in histories
                     for quality in some
                 ]
         for code in codes:
             made = _code(code)
             length = key_lengths[0] if made is None else made.num_symbols
             designs += [
-                Design(basis, length, of_basis[0], noise=noise, code=code, **quality)
-                for noise in noises
+                Design(basis, length, of_basis[0], code=code, **history, **quality)
+                for history in histories
                 for quality in qualities
             ]
     return list(dict.fromkeys(designs))
+
+
+def recommend_for_all(predictions: Sequence[Prediction], exact: float) -> Prediction | None:
+    """The design of highest PSNR that reaches `exact` in each of several histories.
+
+    Args:
+      predictions: of designs that differ in more than their noise and attack; such as lack one of
+        the histories that others have are passed over.
+      exact: expected share of exact keys, at least.
+
+    Returns:
+      What is predicted of it where it is read worst, or None where no design does.
+
+    >>> def said(psnr, noise, exact):
+    ...     design = Design("image", psnr=psnr, noise=noise)
+    ...     return Prediction(design, 448, 1.0, psnr, psnr, 0.0, exact, 64.0)
+    >>> some = [said(40.0, 0.0, 1.0), said(40.0, 0.1, 0.2), said(34.0, 0.0, 1.0)]
+    >>> recommend_for_all([*some, said(34.0, 0.1, 0.97)], 0.95).exact
+    0.97
+    """
+    histories = {prediction.design.history for prediction in predictions}
+    by_design: dict[Design, list[Prediction]] = {}
+    for prediction in predictions:
+        plain = dataclasses.replace(prediction.design, noise=0.0, attack=None)
+        by_design.setdefault(plain, []).append(prediction)
+    worst = [
+        min(of_design, key=lambda prediction: prediction.exact)
+        for of_design in by_design.values()
+        if {prediction.design.history for prediction in of_design} == histories
+    ]
+    return recommend(worst, exact)
 
 
 def recommend(predictions: Sequence[Prediction], exact: float) -> Prediction | None:

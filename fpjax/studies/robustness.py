@@ -10,36 +10,30 @@ Everything goes through files, as a user's pictures would.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from fpjax.attacks import (
-    Attack,
-    Brightness,
-    Chain,
-    Contrast,
-    GaussianBlur,
-    GaussianNoise,
-    Identity,
-    Jpeg,
-    Resize,
-    Shift,
-)
-from fpjax.attacks.compression import Codec
+from fpjax.fingerprint.codes import Code
+from fpjax.fingerprint.keys import level_range
 from fpjax.fingerprint.scheme import Scheme
-from fpjax.inversion.information import key_information
-from fpjax.inversion.observation import Gaussian, Observation, Rounded8Bit
-from fpjax.inversion.observation_filtered import Filter, Filtered
-from fpjax.inversion.observation_jpeg import Jpeg as JpegObservation
+from fpjax.inversion.information import linearise, tangents_in_block
+from fpjax.inversion.observation import Observation
 from fpjax.inversion.problem import Problem
 from fpjax.io.images import from_uint8
-from fpjax.io.jpeg_dct import YCBCR_FROM_RGB
-from fpjax.studies.curvature import decoding_errors
+from fpjax.precision import full_precision
+from fpjax.programs import program
+from fpjax.studies.curvature import (
+    DRAWS,
+    coded_errors,
+    decoding_errors,
+    information_of,
+    nearest_positive,
+    posterior_draw,
+)
 
 DEFAULT_ATTACKS = (
     "none",
@@ -60,100 +54,25 @@ DEFAULT_ATTACKS = (
 """The published four and what the robust scheme was chosen for."""
 
 
-def file_of(attack: Attack, key: jax.Array, image: np.ndarray) -> tuple[bytes, str]:
-    """The file of an attacked picture, and its suffix: that of the last codec, else PNG.
+class FileInformation(NamedTuple):
+    """S of one file about symbols -1 and +1, (L, L) float64 each."""
 
-    Args:
-      attack: what is done.
-      key: PRNG key, for attacks that draw.
-      image: (H, W, C) uint8.
-
-    >>> file_of(Jpeg(quality=75), jax.random.key(0), np.zeros((8, 8, 3), np.uint8))[1]
-    '.jpg'
-    """
-    from PIL import Image
-
-    steps = attack.attacks if isinstance(attack, Chain) else (attack,)
-    for number, step in enumerate(steps):
-        last = number == len(steps) - 1
-        if last and isinstance(step, Codec):
-            return step.encode(image), step.suffix
-        # The keys of a chain, so that its pictures are those of the chain itself.
-        own = jax.random.fold_in(key, number) if isinstance(attack, Chain) else key
-        image = step(own, image[None])[0]
-    buffer = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(buffer, "PNG")
-    return buffer.getvalue(), ".png"
+    bound: np.ndarray
+    """With the Jacobian at the latent that made the file, which nobody who reads it knows."""
+    expected: np.ndarray
+    """With what that Jacobian has in common with one at another latent that explains the file as
+    well, see `curvature.iter_pixel_grams`."""
 
 
-def known_observation(attack: Attack, file: bytes, pixels: np.ndarray) -> Observation | None:
-    """The observation that describes an attack, or None where none does.
-
-    Of a chain: a filter at most, then noise, then compression; the rounding and clipping of the
-    pictures between them is left out.
-
-    Args:
-      attack: what was done.
-      file: the attacked picture's file.
-      pixels: (H, W, C) uint8, its pixels.
-
-    Raises:
-      JpegError: if a JPEG file is damaged.
-
-    >>> image = np.zeros((8, 8, 3), np.uint8)
-    >>> attack = Chain((GaussianBlur(0.5), GaussianNoise(0.1), Jpeg(50)))
-    >>> file, _ = file_of(attack, jax.random.key(0), image)
-    >>> seen = known_observation(attack, file, image)
-    >>> seen.name, seen.inner.name
-    ('filtered', 'jpeg')
-    """
-    filter, noise, compressed = None, 0.0, False
-    for step in attack.attacks if isinstance(attack, Chain) else (attack,):
-        if compressed:
-            return None
-        if isinstance(step, Identity):
-            continue
-        if isinstance(step, Jpeg):
-            compressed = True
-        elif isinstance(step, GaussianNoise) and not noise:
-            noise = step.std
-        elif filter is not None or noise or (filter := _linear_map(step, pixels)) is None:
-            return None
-    seen: Observation
-    if compressed:
-        seen = JpegObservation.of_file(file)
-        seen = seen.with_noise(noise) if noise else seen
-    else:
-        seen = Gaussian(noise) if noise else Rounded8Bit()
-    return seen if filter is None else Filtered(filter, from_uint8(pixels), seen)
-
-
-def _linear_map(attack: Attack, pixels: np.ndarray) -> Filter | None:
-    """The map that an attack is, or None where it is none, or one that the file does not tell."""
-    size = pixels.shape[0], pixels.shape[1]
-    if isinstance(attack, GaussianBlur):
-        return Filter.blur(*size, attack.sigma)
-    if isinstance(attack, Resize):
-        return Filter.resize_and_back(*size, attack.scale, attack.filter)
-    if isinstance(attack, Shift):
-        return Filter.shift(*size, float(attack.down), float(attack.right))
-    if isinstance(attack, Brightness):
-        return Filter.identity(*size, attack.factor, attack.factor - 1)
-    if isinstance(attack, Contrast):
-        # But for what is clipped it leaves the mean grey, which is in the file for that reason.
-        mean = from_uint8(pixels).mean(axis=(0, 1))
-        grey = YCBCR_FROM_RGB[0] @ mean if len(mean) == 3 else mean[0]
-        return Filter.identity(*size, attack.factor, (1 - attack.factor) * float(grey))
-    return None
-
-
-def information_at_truth(
-    scheme: Scheme, observation: Observation, alpha: np.ndarray, key: np.ndarray, pixels: np.ndarray
-) -> np.ndarray:
-    """S of one picture, (L, L), at the latent that made it.
-
-    It is a bound on what the file says, since who reads it does not know that latent (see
-    `curvature.iter_pixel_grams`).
+def information_of_file(
+    scheme: Scheme,
+    observation: Observation,
+    alpha: np.ndarray,
+    key: np.ndarray,
+    pixels: np.ndarray,
+    draw: jax.Array,
+) -> FileInformation:
+    """What a file says about the key in it.
 
     Args:
       scheme: that of the picture.
@@ -161,21 +80,63 @@ def information_at_truth(
       alpha: (K - L,).
       key: (L,) bits.
       pixels: (H, W, C) uint8 of the generator's size.
+      draw: PRNG key of the other latent.
     """
+    problem = Problem(scheme, observation).prepared()
     symbols = np.asarray(scheme.symbols_of(key[None]))[0]
-    unknowns = np.concatenate([alpha, symbols]).astype(np.float32)
-    found = key_information(Problem(scheme, observation), unknowns[None], pixels[None])
-    return np.asarray(found.information[0], np.float64)
+    truth = np.concatenate([alpha, symbols]).astype(np.float64)
+    block = tangents_in_block(problem)
+    given = jax.device_put((problem, from_uint8(pixels)))
+
+    def rows(unknowns: np.ndarray) -> np.ndarray:
+        found = _rows(*given, jax.device_put(unknowns.astype(np.float32)), block)
+        return np.asarray(jax.device_get(found), np.float64)
+
+    mean, std = (np.asarray(part, np.float64) for part in problem.mean_and_std())
+    here = rows(truth)
+    gram = here @ here.T
+    other = mean + std * posterior_draw(std[:, None] * gram * std, (truth - mean) / std, draw)
+    # Unknowns count alike in units of what they change.
+    units = np.sqrt(np.maximum(np.diag(gram), 1e-12))
+    common = nearest_positive(here @ rows(other).T / np.outer(units, units))
+    common *= np.outer(units, units)
+    alpha_std, half = np.asarray(scheme.alpha_std), level_range(scheme.levels)[1]
+    return FileInformation(
+        *(half**2 * information_of(part[None], alpha_std, "")[0] for part in (gram, common))
+    )
 
 
-def predicted(informations: Sequence[np.ndarray]) -> dict[str, float]:
-    """What decoding can be expected to give: share of right bits, and of exact keys.
+@program(static_argnums=3)
+@full_precision
+def _rows(problem: Problem, target: jax.Array, unknowns: jax.Array, block: int) -> jax.Array:
+    return linearise(problem, unknowns, target, 0.0, block, "float32")[1]
 
-    >>> predicted([1e6 * np.eye(4)])
-    {'bit_accuracy': 1.0, 'exact': 1.0}
+
+def predicted(files: Sequence[FileInformation], code: Code | None = None) -> dict[str, Any]:
+    """What decoding can be expected to give: share of right bits, and of exact keys; and the same
+    of the bound.
+
+    Args:
+      files: what they say.
+      code: the scheme's, whose payload counts, or None where each bit is a symbol.
+
+    >>> clear = FileInformation(1e6 * np.eye(4), 1e6 * np.eye(4))
+    >>> predicted([clear])["exact"]
+    1.0
     """
-    error, exact = decoding_errors(np.stack(informations))
-    return {"bit_accuracy": 1 - float(error), "exact": float(exact)}
+
+    def shares(parts: Sequence[np.ndarray]) -> dict[str, float]:
+        information = np.stack(parts)
+        if code is None:
+            error, exact = decoding_errors(information)
+        else:
+            error, exact = coded_errors(information, code, draws=DRAWS)
+        return {"bit_accuracy": 1 - float(error), "exact": float(exact)}
+
+    return {
+        **shares([file.expected for file in files]),
+        "bound": shares([file.bound for file in files]),
+    }
 
 
 def wilson_interval(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:

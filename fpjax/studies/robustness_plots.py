@@ -62,8 +62,10 @@ def _figures(result: Mapping[str, Any]):
             yield (
                 "predicted-measured",
                 "Bit accuracy: predicted and measured",
-                "What the information at the true latent predicts, against what inversions of the "
-                "files gave. On the line an inversion got all that the file holds.",
+                "What the information is expected to give, against what inversions of the files "
+                "gave. On the line an inversion got all that a file of the generator tells about "
+                "its key on average; the bound of the table is what it would tell to who knew the "
+                "Jacobian at the latent that made it.",
                 figure,
             )
 

@@ -45,6 +45,7 @@ def test_a_study_is_printed_kept_and_resumed(tmp_path, capsys, request):
     assert "\n  2 bits as repetition-2-2, noise 0.3: " in printed
     resumed = json.loads((tmp_path / "study" / "design.json").read_text())
     plain = [row for row in resumed["rows"] if row["design"]["code"] == "independent"]
+    assert "4 bits, all of these: " in printed
     assert plain and all(row in result["rows"] for row in plain)
 
 
@@ -56,6 +57,8 @@ def test_a_study_is_printed_kept_and_resumed(tmp_path, capsys, request):
         (["--out=x", "--psnr=high"], 2, "psnr"),
         (["--out=x", "--noise=3"], 2, "noise"),
         (["--out=x", "--basis=pca"], 2, "basis"),
+        (["--out=x", "--attack=smear"], 2, "unknown attack 'smear'"),
+        (["--out=x", "--attack=rotate"], 2, "no observation describes it"),
         (["--out=x", "--code=bch-64-60"], 2, "no BCH code"),
         (["--out=x", "--lpips", *SMALL], 1, "at least 16 a side"),
     ],

@@ -14,9 +14,11 @@ from fpjax.fingerprint.basis import pca, sample_latents
 from fpjax.fingerprint.codes import code_named
 from fpjax.inversion.information import decide_bits
 from fpjax.inversion.observation import ROUNDING_STD
+from fpjax.inversion.observation_filtered import Filter
 from fpjax.studies.curvature import coded_errors, decide_symbols, decoding_errors, pixel_grams
 from fpjax.studies.design import Study, UnreachableQuality
 from fpjax.studies.designs import Design, Prediction, grid, recommend
+from fpjax.studies.histories import attack_label
 from fpjax.studies.quality import lpips_distance, psnr_db
 from tests import toys
 
@@ -287,6 +289,55 @@ def test_jacobians_count_as_far_as_a_file_tells_them():
     }
     np.testing.assert_allclose(squares[1e-4], (1 + np.exp(-0.98)) / 2, atol=0.03)
     np.testing.assert_allclose(squares[100.0], np.exp(-0.49), atol=0.03)
+
+
+def test_an_attack_by_noise_says_what_noise_says(linear):
+    """Of a linear generator, whose Jacobian hides nothing, to what files of noise leave of it."""
+    label = f"gaussian_noise:std={NOISE}"
+    noise, attack = (
+        linear.predict(Design("image", 6, strength=0.2, **history))
+        for history in ({"noise": NOISE}, {"attack": label})
+    )
+    assert attack.psnr == noise.psnr and attack.strength == noise.strength
+    np.testing.assert_allclose(attack.mutual_information, noise.mutual_information, rtol=1e-3)
+
+
+def test_a_blur_takes_what_the_file_has_lost(linear):
+    """The closed form: rows of the linear picture, blurred, in units of rounding."""
+    design = Design("image", 6, strength=0.2, attack="gaussian_blur:sigma=1.0,size=25")
+    found = linear.information(design)[0]
+    scheme = linear.scheme(design)
+    matrix = np.asarray(linear.generator.params["matrix"], np.float64)
+    blur = Filter.blur(*toys.SHAPE[:2], 1.0)
+    rows, columns = (np.asarray(part, np.float64) for part in (blur.rows, blur.columns))
+    pictures = matrix.reshape(-1, *toys.SHAPE[:2])
+    matrix = np.einsum("ih,khw,jw->kij", rows, pictures, columns).reshape(len(matrix), -1)
+    free, fingerprint = scheme.split(scheme.basis.directions.astype(np.float64))
+    along = np.concatenate([free, scheme.strength * fingerprint]) @ matrix / ROUNDING_STD
+    curvature, count = along @ along.T, scheme.num_alpha
+    curvature[np.arange(count), np.arange(count)] += 1 / scheme.alpha_std.astype(float) ** 2
+    expected = np.linalg.inv(np.linalg.inv(curvature)[-6:, -6:])
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3 * expected.max())
+
+
+@pytest.mark.parametrize(
+    ("history", "message"),
+    [
+        ({"attack": "smear"}, "unknown attack"),
+        ({"attack": "jpeg", "noise": 0.1}, "a noise or an attack"),
+        ({"attack": "jpeg"}, "in full, jpeg:quality="),
+    ],
+)
+def test_designs_say_what_is_wrong_with_their_history(history, message):
+    with pytest.raises(InputError, match=message):
+        Design("image", psnr=30.0, **history)
+
+
+def test_what_no_observation_describes_is_not_predicted(linear):
+    with pytest.raises(InputError, match="no observation describes it"):
+        linear.predict(
+            Design("image", 6, strength=0.2, attack=attack_label("crop_resize:side=0.9"))
+        )
 
 
 def test_the_strength_of_a_quality_depends_on_no_noise(curved):

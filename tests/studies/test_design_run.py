@@ -107,9 +107,12 @@ def test_recommendations_are_of_each_noise_and_length(whole):
     _, result = whole
     found = recommendations(result["rows"], 0.9)
     assert [(case["noise"], case["key_length"]) for case in found] == [
-        (0.0, 4), (0.0, 6), (0.1, 4), (0.1, 6)
+        (0.0, 4), (0.0, 6), (0.1, 4), (0.1, 6), (None, 4), (None, 6)
     ]  # fmt: skip
-    for case in found:
+    # What is read from noise is read from clean files.
+    psnrs = [case["prediction"] and case["prediction"]["psnr"] for case in found]
+    assert psnrs[4:] == psnrs[2:4]
+    for case in found[:4]:
         rows = [
             row
             for row in result["rows"]
@@ -121,6 +124,26 @@ def test_recommendations_are_of_each_noise_and_length(whole):
         assert (best is None) == (not rows)
         if rows:
             assert best["psnr"] == max(row["psnr"] for row in rows)
+
+
+def test_attacks_are_judged_beside_noise(whole, tmp_path):
+    """A folder of noises goes on with attacks; what was there is kept."""
+    shutil.copytree(whole[0], tmp_path / "more")
+    blur = "gaussian_blur:sigma=0.5,size=25"
+
+    def more(bases):
+        return grid(["image"], (4,), psnrs=(28, 30), noises=(0.1,), attacks=("gaussian_blur",))
+
+    result = run(tmp_path / "more", designs=more, resume=True)
+    assert [row["design"]["attack"] for row in result["rows"]] == [None, None, blur, blur]
+    assert [(case["noise"], case["attack"]) for case in result["recommendations"]] == [
+        (0.1, None), (None, blur), (None, None)
+    ]  # fmt: skip
+    with np.load(tmp_path / "more" / "jacobians" / "0000.npz") as file:
+        assert sorted(file) == ["0.0", "0.1", blur]
+    pytest.importorskip("matplotlib")
+    page, *_ = write_page(tmp_path / "more", result)
+    assert "gaussian_blur 0.5 25" in page.read_text() and "all of these" in page.read_text()
 
 
 def test_rows_from_before_there_were_codes_are_kept(whole, tmp_path):
