@@ -15,7 +15,7 @@ from fpjax.attacks.colour import Brightness, Contrast, Gamma, Grey, Hue, Posteri
 from fpjax.attacks.compression import Avif, Codec, DoubleJpeg, Jpeg, Screenshot, WebP
 from fpjax.attacks.crop import CropPad, CropResize
 from fpjax.attacks.geometry import Flip, Perspective, Rotate, Shear, Shift
-from fpjax.attacks.noise import GaussianNoise, SaltAndPepper
+from fpjax.attacks.noise import GaussianNoise, PoissonNoise, SaltAndPepper, SpeckleNoise
 from fpjax.attacks.overlay import Erase, Overlay
 from fpjax.attacks.regeneration import Regenerate
 from fpjax.attacks.registry import ATTACKS, PAPER, Chain, Identity, from_json, parse
@@ -48,6 +48,7 @@ __all__ = [
     "MedianBlur",
     "Overlay",
     "Perspective",
+    "PoissonNoise",
     "Posterise",
     "Regenerate",
     "Rescale",
@@ -59,6 +60,7 @@ __all__ = [
     "Sharpen",
     "Shear",
     "Shift",
+    "SpeckleNoise",
     "WebP",
     "from_json",
     "parse",

@@ -1,4 +1,4 @@
-"""Additive noise: Gaussian, salt and pepper."""
+"""Noise: Gaussian, of photons, speckle, salt and pepper."""
 
 from __future__ import annotations
 
@@ -36,6 +36,56 @@ class GaussianNoise(Attack):
         draw = jax.vmap(lambda k: jax.random.normal(k, shape, jnp.float32))
         noise = np.asarray(draw(image_keys(key, images.shape[0])))
         return round_to_uint8(images + np.float32(127.5 * self.std) * noise)
+
+
+@dataclasses.dataclass(frozen=True)
+class PoissonNoise(Attack):
+    """Each value becomes a count of photons, as a camera's does in little light.
+
+    >>> noise = PoissonNoise(peak=50.0)
+    >>> grey = np.full((1, 64, 64, 3), 128, np.uint8)
+    >>> round(float(noise(jax.random.key(0), grey).std()))  # 255 / 50 * sqrt(50 * 128 / 255)
+    26
+    """
+
+    name: ClassVar[str] = "poisson_noise"
+    linear: ClassVar[bool] = False
+    differentiable: ClassVar[bool] = False
+    random: ClassVar[bool] = True
+    source: ClassVar[str] = "Pan et al., MarkDiffusion, 2025 (arXiv 2509.10569)"
+
+    peak: float = number(255.0, 1.0, 1e6, "photons of a white pixel and channel, on average")
+
+    def _apply(self, key, images):
+        shape, scale = images.shape[1:], np.float32(self.peak / 255)
+        rates = jnp.asarray(images * scale)
+        draw = jax.vmap(lambda k, rate: jax.random.poisson(k, rate, shape, jnp.int32))
+        counts = np.asarray(draw(image_keys(key, images.shape[0]), rates))
+        return round_to_uint8(counts.astype(np.float32) / scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeckleNoise(Attack):
+    """Multiplies each value by 1 + noise: dark parts stay, bright parts are hit.
+
+    >>> black = np.zeros((1, 8, 8, 3), np.uint8)
+    >>> bool((SpeckleNoise(std=0.5)(jax.random.key(0), black) == 0).all())
+    True
+    """
+
+    name: ClassVar[str] = "speckle_noise"
+    linear: ClassVar[bool] = True
+    differentiable: ClassVar[bool] = True
+    random: ClassVar[bool] = True
+    source: ClassVar[str] = "Pan et al., MarkDiffusion, 2025 (arXiv 2509.10569)"
+
+    std: float = number(0.1, 0.0, 2.0, "standard deviation of the factor")
+
+    def _apply(self, key, images):
+        shape = images.shape[1:]
+        draw = jax.vmap(lambda k: jax.random.normal(k, shape, jnp.float32))
+        noise = np.asarray(draw(image_keys(key, images.shape[0])))
+        return round_to_uint8(images * (1 + np.float32(self.std) * noise))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from fpjax.attacks.colour import Brightness, Contrast, Gamma, Grey, Hue, Posteri
 from fpjax.attacks.compression import Avif, DoubleJpeg, Jpeg, Screenshot, WebP
 from fpjax.attacks.crop import CropPad, CropResize
 from fpjax.attacks.geometry import Flip, Perspective, Rotate, Shear, Shift
-from fpjax.attacks.noise import GaussianNoise, SaltAndPepper
+from fpjax.attacks.noise import GaussianNoise, PoissonNoise, SaltAndPepper, SpeckleNoise
 from fpjax.attacks.overlay import Erase, Overlay
 from fpjax.attacks.regeneration import Regenerate
 from fpjax.attacks.resize import Rescale, Resize
@@ -116,6 +116,8 @@ _CLASSES = (
     Avif,
     Screenshot,
     GaussianNoise,
+    PoissonNoise,
+    SpeckleNoise,
     SaltAndPepper,
     GaussianBlur,
     BoxBlur,

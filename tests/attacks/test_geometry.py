@@ -22,6 +22,7 @@ from fpjax.attacks import (
     Shear,
     Shift,
 )
+from fpjax.attacks.base import uniform_per_image
 from fpjax.attacks.crop import windows
 from fpjax.attacks.geometry import perspective_coefficients
 from tests.attacks.test_protocol import pictures
@@ -122,6 +123,33 @@ def test_shear_moves_rows_by_their_distance_from_the_middle():
     slope = np.polyfit(np.arange(41), centre, 1)[0]
     assert slope == pytest.approx(-np.tan(np.radians(20)), rel=0.02)
     assert centre[20] == pytest.approx(30, abs=0.3)
+
+
+def test_shear_and_perspective_are_scipys_interpolation():
+    """Away from edges: places of the source, by SciPy's bilinear interpolation."""
+    image = pictures((1, 40, 60, 1))
+    y, x = np.mgrid[:40, :60] + 0.5
+    slope = np.tan(np.radians(12.0))
+    warps = {
+        Shear(12.0, "bilinear"): (x + slope * (y - 20), y),
+        Perspective(0.4, "bilinear"): None,
+    }
+    for attack, places in warps.items():
+        if places is None:
+            size = np.array([60.0, 40.0])
+            corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * size
+            inwards = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) * size / 2 * 0.4
+            moves = uniform_per_image(KEY, 1, 8).reshape(4, 2) * inwards
+            a, b, c, d, e, f, g, h = perspective_coefficients(corners + moves, corners)
+            scale = g * x + h * y + 1
+            places = (a * x + b * y + c) / scale, (d * x + e * y + f) / scale
+        u, v = places
+        inside = (u > 1.5) & (u < 58.5) & (v > 1.5) & (v < 38.5)
+        source = image[0, ..., 0].astype(float)
+        expected = scipy.ndimage.map_coordinates(source, [v - 0.5, u - 0.5], order=1)
+        out = attack(KEY, image)[0, ..., 0]
+        assert inside.mean() > 0.5
+        np.testing.assert_allclose(out[inside], expected[inside], atol=1.01)
 
 
 def test_flips_undo_themselves():

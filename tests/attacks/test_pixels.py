@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 import scipy.ndimage
+import scipy.stats
 import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
@@ -19,10 +20,12 @@ from fpjax.attacks import (
     Grey,
     Hue,
     MedianBlur,
+    PoissonNoise,
     Posterise,
     SaltAndPepper,
     Saturation,
     Sharpen,
+    SpeckleNoise,
 )
 from tests.attacks.test_protocol import pictures
 
@@ -100,6 +103,30 @@ def test_strong_noise_clips_as_the_published_protocol_does():
     # Half-normal tails beyond one standard deviation: 15.9 % a side, known to 0.33 %.
     for level in (0, 255):
         assert (out == level).mean() == pytest.approx(0.159, abs=0.017)
+
+
+def test_photons_are_counted_as_scipy_says():
+    """Shares of each grey level, against the Poisson distribution's."""
+    peak = 30.0
+    out = PoissonNoise(peak)(KEY, np.full((4, 64, 64, 3), 100, np.uint8))
+    rate = peak * 100 / 255
+    counts = np.arange(60)
+    levels = np.clip(np.rint(counts * 255 / peak), 0, 255)
+    for level in np.unique(levels):
+        expected = scipy.stats.poisson.pmf(counts, rate)[levels == level].sum()
+        if level == 255:
+            expected += scipy.stats.poisson.sf(59, rate)
+        spread = np.sqrt(expected * (1 - expected) / out.size)
+        assert abs((out == level).mean() - expected) < 5 * spread + 1e-4
+    assert set(np.unique(out)) <= set(levels)
+
+
+def test_speckle_is_in_proportion_to_the_value():
+    for level in (0, 60, 120):
+        out = SpeckleNoise(0.2)(KEY, np.full((2, 64, 64, 3), level, np.uint8)).astype(float)
+        # 24,576 draws: known to 0.45 %; five of those. Rounding adds 1/12.
+        assert out.std() == pytest.approx(np.hypot(0.2 * level, 0.289 * (level > 0)), rel=0.023)
+        assert out.mean() == pytest.approx(level, abs=0.8)
 
 
 def test_salt_and_pepper_hit_their_share_of_the_pixels_in_all_channels():
