@@ -1,5 +1,6 @@
 """The documentation builds without a warning, names every public name, and its examples run."""
 
+import dataclasses
 import doctest
 import html.parser
 import subprocess
@@ -10,6 +11,7 @@ from urllib.parse import unquote, urldefrag
 import pytest
 
 import fpjax
+from fpjax.attacks import ATTACKS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("generators.md", "inversion.md")
@@ -45,6 +47,22 @@ class _Page(html.parser.HTMLParser):
                 self.anchors.add(value)
             elif (name, tag) in (("href", "a"), ("src", "img")) and value:
                 self.links.append(value)
+
+
+def test_the_table_of_attacks_is_that_of_the_code():
+    """Names, defaults, ranges and sources."""
+    lines = (ROOT / "docs" / "attacks.md").read_text("utf-8").splitlines()
+    rows = {line.split("|")[1].strip(" `"): line for line in lines if line.startswith("| `")}
+    assert list(rows) == list(ATTACKS)
+    for name, attack in ATTACKS.items():
+        assert attack.source in rows[name]
+        for field in dataclasses.fields(attack):
+            limits = attack.ranges()[field.name]
+            if "low" in field.metadata:
+                said = "{2}; {0:g} to {1:g}".format(*limits)
+            else:
+                said = ", ".join(map(str, limits))
+            assert f"`{field.name}={field.default}` (" in rows[name] and said in rows[name]
 
 
 def test_every_link_leads_somewhere(site):
