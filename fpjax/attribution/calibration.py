@@ -95,7 +95,7 @@ def calibrate(
 
     if encoder_only and solver is not None:
         raise InputError("give a solver or encoder_only, not both")
-    scheme = scheme.without_calibration()
+    scheme = scheme.replace(calibration=None)  # what was learned before is not asked
     reader: Reader = default_solver(scheme) if solver is None else solver
     key_start, key_latents, key_keys = jax.random.split(key, 3)
     start, problem = None, Problem(scheme)
