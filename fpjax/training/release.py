@@ -75,12 +75,14 @@ Made with
     python -m fpjax.training.release --run runs/avatars --out {name}
     fpjax scheme create --metric image --num_jacobians 512 --strength 0.055 --out {name}/scheme
 
-The scheme `{name}/robust` is the same at strength 0.3, for files that are recompressed: `scheme-robust/CARD.md`.
+The scheme `{name}/robust` has the same directions at strength 0.36, and writes keys of 51 bits in a code, for
+files that are recompressed: `scheme-robust/CARD.md`.
 
 Schemes of before stay readable, as do registries and files made with them: `{name}/pca`
 is that of the first version, the last 64 of 512 principal components, strength 0.35, levels -1 and 1;
 `{name}/jacobians-64` and `{name}/robust-jacobians-64` are of the image
-metric of 64 Jacobians, strengths 0.07 and 0.3.
+metric of 64 Jacobians, strengths 0.07 and 0.3; `{name}/robust-uncoded` was `robust`, with 64 bits
+without a code at strength 0.3.
 
 The shipped run was interrupted, killed and resumed several times, as the recipe allows; its first
 16,000 images were seen with R1 gamma 0.02, before gamma was raised.

@@ -5,13 +5,20 @@ from pathlib import Path
 
 import pytest
 
+from fpjax.cli import common
 from fpjax.cli.main import run
+from fpjax.fingerprint.scheme import load_scheme
 
 GENERATOR = f"--generator={Path(__file__).parent / 'own_generator.py'}:make"
 CREATE = [
     *("scheme", "create", GENERATOR, "--key_length=8", "--strength=1.5", "--num_samples=500"),
     *("--num_jacobians=8", "--num_start_images=200", "--num_inverted_images=4"),
 ]
+
+
+def opened(folder):
+    """A scheme of that generator."""
+    return load_scheme(folder, common.open_generator(GENERATOR.removeprefix("--generator=")))
 
 
 @dataclasses.dataclass(frozen=True)

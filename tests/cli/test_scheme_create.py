@@ -14,11 +14,7 @@ from fpjax.cli.main import run
 from fpjax.cli.scheme_create import _say_quality
 from fpjax.fingerprint.scheme import load_scheme
 from fpjax.studies import quality
-from tests.cli.conftest import CREATE, GENERATOR
-
-
-def opened(folder):
-    return load_scheme(folder, common.open_generator(GENERATOR.removeprefix("--generator=")))
+from tests.cli.conftest import CREATE, GENERATOR, opened
 
 
 def stop_at_calibration(*flags):
@@ -47,17 +43,6 @@ def test_a_scheme_has_the_directions_that_flags_ask_for(workplace):
     assert (scheme.basis.metric, scheme.levels) == ("image", "antipodal")
     assert scheme.calibration.num_inverted_images == 4
     assert not (workplace.folder / "scheme.unfinished").exists()
-
-
-def test_keys_are_written_in_the_code_that_flags_ask_for(tmp_path, capsys):
-    """Once calibrated, too: what is saved is what was asked for."""
-    flags = [flag for flag in CREATE if not flag.startswith("--key_length")]
-    assert run([*flags, "--code=repetition-2-4", f"--out={tmp_path / 'scheme'}"]) == 0
-    assert "2-bit keys as 8 symbols on directions" in capsys.readouterr().out
-    scheme = opened(tmp_path / "scheme")
-    assert (scheme.key_length, scheme.num_symbols) == (2, 8)
-    assert scheme.code.to_json()["code"] == "repetition" and scheme.code.mask
-    assert scheme.calibration.num_inverted_images == 4
 
 
 def test_the_published_directions_are_a_flag_away(tmp_path):

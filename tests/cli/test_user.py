@@ -8,6 +8,7 @@ from fpjax.attribution.derived_registry import DerivedRegistry
 from fpjax.cli.main import run
 from fpjax.fingerprint.derived import read_secret
 from tests.attribution.registries import mode
+from tests.cli.conftest import opened
 
 
 @pytest.fixture
@@ -114,6 +115,9 @@ def test_a_scheme_with_a_code_from_the_command_line(workplace, tmp_path, capsys)
     assert run([*create, "--code=bch-7-4", "--key_length=7", *small]) == 2
     assert run([*create, "--code=bch-7-4", *small]) == 0
     assert "4-bit keys as 7 symbols" in capsys.readouterr().out
+    saved = opened(tmp_path / "coded")
+    assert (saved.key_length, saved.num_symbols, saved.code.payload_bits) == (4, 7, 4)
+    assert saved.calibration.num_inverted_images == 2
     flags = [
         workplace.flags[0],
         f"--scheme={tmp_path / 'coded'}",

@@ -51,7 +51,8 @@ def test_keys_of_the_default_scheme_cost_little(scheme):
 
 def test_a_stronger_scheme_is_bundled_for_recompressed_files(scheme):
     robust = fpjax.load_scheme(f"{NAME}/robust")
-    assert (robust.key_length, robust.shift) == (64, len(robust.basis) - 64)
+    assert (robust.key_length, robust.num_symbols) == (51, 64)
+    assert robust.code.uniform and robust.shift == len(robust.basis) - 64
     assert robust.strength > 4 * scheme.strength
     assert robust.calibration.own_noise_ratio < 1.1
     card = (zoo.scheme_path(f"{NAME}/robust") / "CARD.md").read_text()
@@ -67,21 +68,27 @@ def test_the_first_versions_scheme_stays_readable_under_its_name():
 
 
 @pytest.mark.parametrize(
-    ("variant", "strength", "identity"),
+    ("variant", "strength", "directions", "identity"),
     [
-        ("jacobians-64", 0.07, "5ac947caa79e3b28951789e687e3d33eb4733fd69b5fa09db32380928b2ba675"),
         (
-            "robust-jacobians-64",
-            0.3,
+            "jacobians-64", 0.07, 414,
+            "5ac947caa79e3b28951789e687e3d33eb4733fd69b5fa09db32380928b2ba675",
+        ),
+        (
+            "robust-jacobians-64", 0.3, 414,
             "679c4feb6f47b0a4d418af91224c97925c87a72a083c3b42148d9cc19c4029e9",
         ),
+        (
+            "robust-uncoded", 0.3, 422,
+            "6b677c40fec916224d7513b0c9e198b5885a5760f0dd57d206c45f9a94d1d897",
+        ),
     ],
-)
-def test_schemes_of_before_stay_readable_under_their_names(variant, strength, identity):
+)  # fmt: skip
+def test_schemes_of_before_stay_readable_under_their_names(variant, strength, directions, identity):
     scheme = fpjax.load_scheme(f"{NAME}/{variant}")
     assert scheme.id == identity
-    assert scheme.strength == np.float32(strength) and len(scheme.basis) == 414
-    assert scheme.calibration.start.weight.shape == (3072, 414)
+    assert scheme.strength == np.float32(strength) and len(scheme.basis) == directions
+    assert scheme.calibration.start.weight.shape == (3072, directions)
 
 
 def test_the_weights_were_made_by_the_recipe_in_the_project(scheme):
