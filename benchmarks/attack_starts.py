@@ -8,7 +8,7 @@ from the usual start and once from the unknowns that made the file, which nobody
 shares of right symbols stand what information expects, and its bound: what it would be with the
 Jacobian at the latent that made each file (`robustness.information_of_file`). Where a reading from
 the truth is likelier than the usual one by more than a nat, another start would have found more:
-`less_likely` says of how many files, and `nats` by how much, of the median file.
+`less_likely` says of how many files, and `nats` by how much of the median of all files.
 """
 
 from __future__ import annotations
@@ -37,16 +37,22 @@ ATTACKS = (
 
 def measured(scheme: fpjax.Scheme, label: str, num: int) -> dict:
     """A row of the table."""
-    keys = fpjax.sample_keys(jax.random.key(1), num, scheme.key_length)
-    made = fpjax.generate(scheme, jax.random.key(2), keys)
+    own, latents, noise, draws = jax.random.split(jax.random.key(0), 4)
+    keys = fpjax.sample_keys(own, num, scheme.key_length)
+    made = fpjax.generate(scheme, latents, keys)
     words = scheme.words_of(keys)
     truth = np.concatenate([made.alpha, scheme.symbols_of(keys)], axis=1).astype(np.float32)
     seen, files = zip(
-        *(attacked(label, jax.random.key(i), image) for i, image in enumerate(made.images)),
+        *(
+            attacked(label, jax.random.fold_in(noise, i), image)
+            for i, image in enumerate(made.images)
+        ),
         strict=True,
     )
     said = [
-        information_of_file(scheme, seen[i], made.alpha[i], keys[i], files[i], jax.random.key(i))
+        information_of_file(
+            scheme, seen[i], made.alpha[i], keys[i], files[i], jax.random.fold_in(draws, i)
+        )
         for i in range(num)
     ]
     problem = fpjax.Problem(scheme, PerImage.stack(seen))

@@ -26,7 +26,7 @@ from fpjax.cli.common import use_compilation_cache
 from fpjax.fingerprint.calibration import Calibration
 from fpjax.inversion.starts import fit_linear_start
 from fpjax.studies.design import Study, UnreachableQuality
-from fpjax.studies.designs import grid
+from fpjax.studies.designs import Design, grid
 
 
 def observation_of(noise):
@@ -152,9 +152,9 @@ def main():
     for line in done:
         if line["settings"] != settings:
             raise SystemExit(f"{args.output} holds lines of other settings: {line['settings']}")
-    finished = [line["design"] for line in done]
+    finished = {Design(**line["design"]) for line in done}
     designs = grid(bases, args.key_length, psnrs=args.psnr, noises=args.noise)
-    left = [d for d in designs if dataclasses.asdict(d) not in finished][: args.only]
+    left = [d for d in designs if d not in finished][: args.only]
     if not left:
         if args.plot:
             draw(done, args.plot)

@@ -155,18 +155,18 @@ def _chosen_start(scheme: Scheme, key, num_images: int, progress) -> LinearStart
 
     For bases in blocks the encoder is taken unseen: a linear start of their size is not kept.
     """
+    # Of any symbols, also those that are no code's word: a start must not know a code's mask.
+    plain = scheme.without_calibration()
     if scheme.generator.encode is None:
-        return fit_linear_start(scheme, key, num_images, progress=progress)
+        return fit_linear_start(plain, key, num_images, progress=progress)
     if isinstance(scheme.basis, BlockBasis):
         return None
     key_fit, key_latents, key_keys = jax.random.split(key, 3)
-    start = fit_linear_start(scheme, key_fit, num_images, progress=progress)
-    plain = scheme.without_calibration()
+    start = fit_linear_start(plain, key_fit, num_images, progress=progress)
     latents = sample_latents(scheme.generator, key_latents, _NUM_COMPARED)
     latents = latents.reshape(-1, *scheme.generator.latent_shape)
     keys = sample_keys(key_keys, _NUM_COMPARED, scheme.num_symbols)
     alpha = project(plain, latents)
-    # Any symbols, also those that are no code's word.
     files = from_uint8(to_uint8(decode_images(scheme.generator, embed(plain, alpha, keys))))
     truth = np.concatenate([alpha, to_symbols(keys, scheme.levels)], axis=1)
     spread = natural_spread(scheme)

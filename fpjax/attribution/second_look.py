@@ -39,17 +39,16 @@ from fpjax.inversion.observation import ROUNDING_STD, Gaussian, Observation
 from fpjax.inversion.observation_filtered import Filter, Filtered
 from fpjax.inversion.problem import Problem, shown
 from fpjax.inversion.readers import LEAST_EXPLAINED
-from fpjax.inversion.resizes import Resized, resized
+from fpjax.inversion.resizes import ROUNDED_TWICE, Resized, resized
 from fpjax.inversion.solution import Solution, Status
 from fpjax.io.images import from_uint8
 
 _ROUNDING = 0.0035
 """Residual up to which nothing but rounding to 8 bits is left: 1.5 times that."""
 
-_ROUNDED_TWICE, _NEARLY = 0.0055, 2.0
-"""Noise of pictures that a known resize has rounded more than once, and how many times that a look
-may leave for it to be assumed. Of ten resizes to 0.75 and back one Jacobian left 0.0055 to 0.0145,
-and 0.0044 to 0.0067 was left in the end. Of eight that were hard to read to the last bit, one had a
+_NEARLY = 2.0
+"""How many times `ROUNDED_TWICE` a look may leave for it to be assumed. Of ten resizes to 0.75 and
+back one Jacobian left 0.0055 to 0.0145. Of eight that were hard to read to the last bit, one had a
 wrong bit with 2, two had with 1.2 and 3."""
 
 DEGRADATION = Degradation(("turn", "window", "kernel", "colours"))
@@ -333,8 +332,8 @@ def _finer(
         noise[left] = np.maximum(np.where(little, std / 3, std), 2 * ROUNDING_STD)[left]
         if look and degradation is None and reader.looks_roughly:
             # With what is unknown of a degradation, that is no quicker than another rough look.
-            rounded = ~is_jpeg & ~tried & ~settled & (std <= _NEARLY * _ROUNDED_TWICE)
-            noise[left & rounded] = _ROUNDED_TWICE
+            rounded = ~is_jpeg & ~tried & ~settled & (std <= _NEARLY * ROUNDED_TWICE)
+            noise[left & rounded] = ROUNDED_TWICE
             to_the_end |= rounded
             tried |= left & rounded
         unsure[left], whole[left] = little[left], to_the_end[left]

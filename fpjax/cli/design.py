@@ -118,11 +118,10 @@ def _shift(text: str) -> int | None:
 
 def _attack(text: str) -> str:
     from fpjax.errors import InputError
-    from fpjax.studies.histories import attack_label, check_described
+    from fpjax.studies.histories import described
 
     try:
-        check_described(text)
-        return attack_label(text)
+        return described(text)
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -232,16 +231,11 @@ def _print_table(result: Mapping[str, Any]) -> None:
 
 def _print_recommendations(result: Mapping[str, Any]) -> None:
     from fpjax.studies.designs import INDEPENDENT
+    from fpjax.studies.histories import history_name
 
     print(f"all bits of {result['goal_exact']:g} of the pictures right, at the highest PSNR:")
     for case in result["recommendations"]:
-        history = case["attack"] or case["noise"]
-        if history is None:
-            noise = "all of these"
-        elif isinstance(history, str):
-            noise = history
-        else:
-            noise = f"noise {history:g}" if history else "rounding"
+        history = history_name(case["attack"] or case["noise"])
         found = case["prediction"]
         if found is None:
             answer = "none of these designs"
@@ -251,5 +245,5 @@ def _print_recommendations(result: Mapping[str, Any]) -> None:
                 f"{found['strength']:.3g}: {found['psnr']:.1f} dB"
             )
         code = "" if case["code"] == INDEPENDENT else f" as {case['code']}"
-        print(f"  {case['payload_bits']} bits{code}, {noise}: {answer}")
+        print(f"  {case['payload_bits']} bits{code}, {history}: {answer}")
     print(f"{len(result['rows'])} designs, {result['seconds']:.0f} s")

@@ -49,7 +49,7 @@ def add_arguments(parser: common.Parser) -> None:
         (
             ("num_images", 1, 64, "Pictures for each scheme and attack."),
             ("num_users", 1, 1000, "Registered users."),
-            ("num_predicted", 0, 8, "Pictures whose information predicts, a Jacobian each."),
+            ("num_predicted", 0, 8, "Pictures whose information predicts, two Jacobians each."),
         ),
     )
     flags.add_argument(

@@ -65,9 +65,9 @@ class Filter:
         return cls(np.eye(height, dtype=np.float32), np.eye(width, dtype=np.float32), gain, offset)
 
     @classmethod
-    def blur(cls, height: int, width: int, sigma: float) -> Filter:
-        """The attack `GaussianBlur` of `sigma` pixels."""
-        return cls(*_matrices(lambda x: linear.gaussian_blur(x, sigma), height, width))
+    def blur(cls, height: int, width: int, sigma: float, size: int = 25) -> Filter:
+        """The attack `GaussianBlur` of `sigma` pixels and `size` samples a side."""
+        return cls(*_matrices(lambda x: linear.gaussian_blur(x, sigma, size), height, width))
 
     @classmethod
     def resize(cls, height: int, width: int, shape: tuple[int, int], filter: str) -> Filter:

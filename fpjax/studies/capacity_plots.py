@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fpjax.studies.capacity import PAPER_BITS
-from fpjax.studies.design_plots import history_name
+from fpjax.studies.histories import history_name
 from fpjax.studies.page import LINES, MARKERS, plot_style, write_study_page
 
 _SHARE = "0.9"
@@ -28,7 +28,7 @@ def write_page(folder: Path, result: Mapping[str, Any]) -> list[Path]:
         "capacity.html",
         _figures(result),
         result=result,
-        noise_name=history_name,
+        history_name=history_name,
         code_name=code_name,
         users_name=users_name,
         share=_SHARE,

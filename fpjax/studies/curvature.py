@@ -1,10 +1,11 @@
 """What pictures say about symbols, from Jacobians alone: curvatures, information, expected errors.
 
-With W the product of a natural latent's Jacobian and that of another latent which explains a noisy
-file of the first as well, over the pixels that are not saturated, the curvature of the negative
-log-likelihood along directions T is T W T^T over the noise's variance. Profiling alpha out
-of it gives the information S about the symbols (`inversion.information`), and S says how the
-solver's estimates scatter, so that decisions can be drawn instead of inverting pictures.
+With W the product of a natural latent's Jacobian and that of another latent which explains a file
+of the first as well, of pixels that are not saturated or of an attacked file's residual, the
+curvature of the negative log-likelihood along directions T is T W T^T over the noise's variance.
+Profiling alpha out of it gives the information S about the symbols (`inversion.information`), and S
+says how the solver's estimates scatter, so that decisions can be drawn instead of inverting
+pictures.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 import scipy.linalg
 
 from fpjax.fingerprint.basis import Basis
-from fpjax.fingerprint.codes import Code
+from fpjax.fingerprint.codes import Code, IndependentBits
 from fpjax.fingerprint.scheme import Scheme
 from fpjax.inversion.observation import Observation
 from fpjax.io.images import from_uint8, to_uint8
@@ -61,16 +62,19 @@ def _unsaturated(image: jax.Array, rows: jax.Array) -> jax.Array:
     return rows * (jnp.abs(image.reshape(-1)) < _EDGE).astype(rows.dtype)[None]
 
 
-@program()
+@program(static_argnums=4)
 @full_precision
-def _residual_rows(observation: Observation, image: jax.Array, rows: jax.Array, target: jax.Array):
-    """Rows (D, R) of an observation's residual, of those of the picture."""
+def _residual_rows(
+    observation: Observation, image: jax.Array, rows: jax.Array, target: jax.Array, block: int
+) -> jax.Array:
+    """Rows (D, R) of an observation's residual, of those of the picture, some at a time."""
     _, derivative = jax.linearize(lambda seen: observation.residual(seen, target), image)
-    return jax.vmap(derivative)(rows.reshape(-1, *image.shape))
+    return jax.lax.map(derivative, rows.reshape(-1, *image.shape), batch_size=block)
 
 
 @jax.jit
-def _product(rows: jax.Array, others: jax.Array) -> jax.Array:
+def product(rows: jax.Array, others: jax.Array) -> jax.Array:
+    """Of rows (D, M) and others (E, M), (D, E) in full single precision."""
     return jnp.matmul(rows, others.T, precision="highest")
 
 
@@ -142,7 +146,7 @@ def iter_pixel_grams(
         attacks, as `fpjax.attacks.parse` reads them.
       num_latents: how many latents the key stands for.
       wanted: numbers of the latents to do, by default all.
-      memory: bytes that Jacobians may take, two of them and tangents on their way for each core
+      memory: bytes that Jacobians may take, four of them and tangents on their way for each core
         that works; one core works whatever they take.
 
     Yields:
@@ -168,12 +172,13 @@ def iter_pixel_grams(
     point = jax.ShapeDtypeStruct((generator.latent_size,), jnp.float32)
     shaped = lambda x, g: g.decode(g.params, x.reshape(1, *g.latent_shape))  # noqa: E731
     tangent = tangent_bytes(shaped, point, generator)
-    both = 8 * generator.latent_size * math.prod(generator.image_shape)
+    # Of two latents, each of the picture and of what a file says of it.
+    held = 16 * generator.latent_size * math.prod(generator.image_shape)
     threads = 1
     if jax.default_backend() == "cpu":
-        each = both + tangent * tangents_at_once(generator.latent_size, tangent, memory)
+        each = held + tangent * tangents_at_once(generator.latent_size, tangent, memory)
         threads = max(1, min(len(rest), cores(), memory // each))
-    left = memory // threads - both
+    left = memory // threads - held
     block = tangents_at_once(generator.latent_size, tangent, max(tangent, left))
     # `natural_latents` may split its key, and `fold_in` gives what `split` does.
     draws, attacks = (jax.random.fold_in(key, 2**32 - number) for number in (1, 2))
@@ -189,7 +194,7 @@ def iter_pixel_grams(
     def said(seen: tuple[Observation, jax.Array] | None, image: jax.Array, rows: jax.Array):
         if seen is None:
             return _unsaturated(image, rows)
-        return _residual_rows(seen[0], image, rows, seen[1])
+        return _residual_rows(seen[0], image, rows, seen[1], block)
 
     def one(i: int) -> tuple[int, dict[History, np.ndarray]]:
         image, rows = picture(latents[i])
@@ -203,15 +208,15 @@ def iter_pixel_grams(
                 seen = jax.device_put((observation, from_uint8(pixels)))
             here = said(seen, image, rows)
             if name not in posteriors:
-                gram = np.asarray(jax.device_get(_product(here, here)), np.float64)
+                gram = np.asarray(jax.device_get(product(here, here)), np.float64)
                 information = spread @ gram @ spread.T
                 posteriors[name] = _Posterior(information, truth, jax.random.fold_in(draws, i))
             other = posteriors[name].draw(noise_variance(history))
             moved = latents[i] + (other - truth) @ spread
             there = said(seen, *picture(moved.astype(np.float32)))
-            product = np.asarray(jax.device_get(_product(here, there)), np.float64)
-            product = nearest_positive(directions @ product @ directions.T)
-            found[history] = (dual.T @ product @ dual).astype(np.float32)
+            common = np.asarray(jax.device_get(product(here, there)), np.float64)
+            common = nearest_positive(directions @ common @ directions.T)
+            found[history] = (dual.T @ common @ dual).astype(np.float32)
         return i, found
 
     with one_blas_thread:
@@ -270,7 +275,7 @@ def curvature_along(grams: np.ndarray, scheme: Scheme) -> np.ndarray:
     return np.stack([directions @ gram.astype(np.float64) @ directions.T for gram in grams])
 
 
-def information_of(curvature: np.ndarray, alpha_std: np.ndarray, history: History) -> np.ndarray:
+def information_of(curvature: np.ndarray, alpha_std: np.ndarray, variance: float) -> np.ndarray:
     """S about symbols of strength 1 for each latent, (N, L, L) float64.
 
     At another strength it is strength^2 times this.
@@ -278,7 +283,7 @@ def information_of(curvature: np.ndarray, alpha_std: np.ndarray, history: Histor
     Args:
       curvature: (N, K, K) of `curvature_along`.
       alpha_std: (K - L,) natural standard deviations, alpha's prior.
-      history: what the curvature is of.
+      variance: of the noise in units of which the curvature is, see `noise_variance`.
 
     >>> information_of(np.array([[[1.0, 0.5], [0.5, 1.0]]]), np.array([1e6]), 1.0).round(3)
     array([[[0.75]]])
@@ -286,7 +291,7 @@ def information_of(curvature: np.ndarray, alpha_std: np.ndarray, history: Histor
     count = len(alpha_std)
     precision = np.diag(1 / np.maximum(alpha_std.astype(np.float64), 1e-9) ** 2)
     found = []
-    for matrix in curvature / noise_variance(history):
+    for matrix in curvature / variance:
         cross = matrix[:count, count:]
         factor = scipy.linalg.cho_factor(matrix[:count, :count] + precision)
         schur = matrix[count:, count:] - cross.T @ scipy.linalg.cho_solve(factor, cross)
@@ -357,6 +362,22 @@ def coded_errors(
         wrong += float((read != payloads).mean())
         exact += float((read == payloads).all(axis=1).mean())
     return wrong / len(information), exact / len(information)
+
+
+def payload_errors(information: np.ndarray, code: Code | None) -> tuple[float, float]:
+    """`decoding_errors`, or `coded_errors` of as many draws as it takes, where there is a code.
+
+    Args:
+      information: (N, L, L) about symbols -1 and +1.
+      code: what symbols carry; None and `IndependentBits` are a bit each.
+
+    >>> payload_errors(1e4 * np.eye(8)[None], None)
+    (0.0, 1.0)
+    """
+    if code is None or isinstance(code, IndependentBits):
+        return decoding_errors(information)
+    wrong, exact = coded_errors(information, code)
+    return coded_errors(information, code, draws=DRAWS) if exact == 1 else (wrong, exact)
 
 
 def decide_symbols(means: np.ndarray, covariance: np.ndarray) -> np.ndarray:

@@ -28,16 +28,14 @@ from fpjax.fingerprint.scheme import Scheme
 from fpjax.io.images import to_uint8
 from fpjax.models.generator import Generator
 from fpjax.studies.curvature import (
-    DRAWS,
     NUM_LATENTS,
-    coded_errors,
     curvature_along,
-    decoding_errors,
     information_of,
+    payload_errors,
     pixel_grams,
 )
-from fpjax.studies.designs import INDEPENDENT, Design, Prediction
-from fpjax.studies.histories import History
+from fpjax.studies.designs import Design, Prediction
+from fpjax.studies.histories import History, noise_variance
 from fpjax.studies.quality import Distance, psnr_db
 
 NUM_PICTURES = 64
@@ -161,12 +159,7 @@ class Study:
         strength = self._strength(placed, design)
         psnr, psnr_min, lpips = self._quality(placed, strength)
         information = self.information(design)
-        if design.code == INDEPENDENT:
-            bit_error, exact = decoding_errors(information)
-        else:
-            bit_error, exact = coded_errors(information, design.made_code)
-            if exact == 1:
-                bit_error, exact = coded_errors(information, design.made_code, draws=DRAWS)
+        bit_error, exact = payload_errors(information, design.made_code)
         values = np.maximum(np.linalg.eigvalsh(information), 0)
         return Prediction(
             design,
@@ -219,7 +212,7 @@ class Study:
             placed.history = history
             alpha_std = np.asarray(placed.scheme.alpha_std)
             curvature = self._curvature(placed, history)
-            placed.information = information_of(curvature, alpha_std, history)
+            placed.information = information_of(curvature, alpha_std, noise_variance(history))
         return placed.information
 
     def _quality(self, placed: _Placement, strength: float) -> tuple[float, float, float | None]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fpjax.studies.design_run import predictions_of
 from fpjax.studies.designs import INDEPENDENT, Design, Prediction
-from fpjax.studies.histories import History, in_order
+from fpjax.studies.histories import history_name, in_order
 from fpjax.studies.page import LINES, MARKERS, plot_style, write_study_page
 
 BASIS_NAMES = {"image": "image metric", "latent": "PCA"}
@@ -186,19 +185,6 @@ def _quality_figures(predictions: Sequence[Prediction], length: int):
         figure.legend(loc="outside lower center", ncols=2)
         text = "Measured on pictures that were made; strengths are in units of each basis."
         yield f"{name}-strength", f"{title}: {name.upper()}", text, figure
-
-
-def history_name(history: History | None) -> str:
-    """A noise level or an attack for people; None is all that a study looks at.
-
-    >>> history_name(0.0), history_name(0.05), history_name("jpeg:quality=75,subsampling=4:2:0")
-    ('8-bit rounding', 'noise 0.05', 'jpeg 75 4:2:0')
-    """
-    if history is None:
-        return "all of these"
-    if isinstance(history, str):
-        return re.sub(r"[a-z_]+=", "", history).replace(",", " ").replace(":", " ", 1)
-    return f"noise {history:g}" if history else "8-bit rounding"
 
 
 def _shown_error(prediction: Prediction, drawn: int) -> float:

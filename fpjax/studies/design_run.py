@@ -28,7 +28,7 @@ from fpjax.progress import Progress
 from fpjax.studies.curvature import CODE_DRAWS, DRAWS, NUM_LATENTS, iter_pixel_grams
 from fpjax.studies.design import NUM_PICTURES, Study, UnreachableQuality, prior_of, study_keys
 from fpjax.studies.designs import Design, Prediction, recommend, recommend_for_all
-from fpjax.studies.histories import History, in_order
+from fpjax.studies.histories import History, described, in_order
 from fpjax.studies.quality import lpips_distance
 
 FORMAT_VERSION = 2
@@ -186,10 +186,13 @@ def recommendations(rows: Sequence[Mapping[str, Any]], exact: float) -> list[dic
         some = [p for p in predictions if history in (None, p.design.history)]
         for payload, length, code in sorted({case(p) for p in some}):
             of_case = [p for p in some if case(p) == (payload, length, code)]
-            best = (recommend_for_all if history is None else recommend)(of_case, exact)
+            if history is None:
+                best = recommend_for_all(of_case, histories, exact)
+            else:
+                best = recommend(of_case, exact)
             found.append(
                 {
-                    "noise": history if isinstance(history, float) else None,
+                    "noise": None if isinstance(history, str) else history,
                     "attack": history if isinstance(history, str) else None,
                     "key_length": length, "code": code, "payload_bits": payload,
                     "prediction": None if best is None else best.to_json(),
@@ -208,7 +211,9 @@ def _judged(study: Study, design: Design) -> dict[str, Any]:
 
 
 def _check_fits(design: Design, directions: int) -> None:
-    """Complains before Jacobians are taken for designs that cannot be."""
+    """Complains before Jacobians are taken for designs that cannot be, or be predicted."""
+    if design.attack is not None:
+        described(design.attack)
     if (design.shift or 0) + design.key_length > directions:
         raise InputError(
             f"{design.key_length} bits at shift {'last' if design.shift is None else design.shift}:"

@@ -48,6 +48,7 @@ class Design:
             raise InputError(f"code {self.code}: its words are not {self.key_length} symbols long")
         if (self.strength is None) == (self.psnr is None):
             raise InputError("a design states its strength or its PSNR: one of the two")
+        object.__setattr__(self, "noise", float(self.noise))
         if not self.noise >= 0:
             raise InputError(f"noise {self.noise}: expected a standard deviation, at least 0")
         if self.attack is not None and self.noise:
@@ -199,12 +200,14 @@ def grid(
     return list(dict.fromkeys(designs))
 
 
-def recommend_for_all(predictions: Sequence[Prediction], exact: float) -> Prediction | None:
+def recommend_for_all(
+    predictions: Sequence[Prediction], histories: Iterable[History], exact: float
+) -> Prediction | None:
     """The design of highest PSNR that reaches `exact` in each of several histories.
 
     Args:
-      predictions: of designs that differ in more than their noise and attack; such as lack one of
-        the histories that others have are passed over.
+      predictions: of designs that differ in more than their noise and attack.
+      histories: what designs must have been judged for.
       exact: expected share of exact keys, at least.
 
     Returns:
@@ -214,18 +217,17 @@ def recommend_for_all(predictions: Sequence[Prediction], exact: float) -> Predic
     ...     design = Design("image", psnr=psnr, noise=noise)
     ...     return Prediction(design, 448, 1.0, psnr, psnr, 0.0, exact, 64.0)
     >>> some = [said(40.0, 0.0, 1.0), said(40.0, 0.1, 0.2), said(34.0, 0.0, 1.0)]
-    >>> recommend_for_all([*some, said(34.0, 0.1, 0.97)], 0.95).exact
+    >>> recommend_for_all([*some, said(34.0, 0.1, 0.97)], [0.0, 0.1], 0.95).exact
     0.97
     """
-    histories = {prediction.design.history for prediction in predictions}
     by_design: dict[Design, list[Prediction]] = {}
     for prediction in predictions:
         plain = dataclasses.replace(prediction.design, noise=0.0, attack=None)
         by_design.setdefault(plain, []).append(prediction)
     worst = [
-        min(of_design, key=lambda prediction: prediction.exact)
+        min(of_design, key=lambda p: (p.exact, -p.bit_error, p.mutual_information))
         for of_design in by_design.values()
-        if {prediction.design.history for prediction in of_design} == histories
+        if {prediction.design.history for prediction in of_design} >= set(histories)
     ]
     return recommend(worst, exact)
 

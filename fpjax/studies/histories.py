@@ -27,15 +27,23 @@ from fpjax.attacks import (
     Shift,
     parse,
 )
-from fpjax.attacks.compression import Codec
+from fpjax.attacks.base import from_pillow, to_pillow
+from fpjax.attacks.compression import Codec, decode
+from fpjax.attacks.linear import KERNELS
 from fpjax.errors import InputError
 from fpjax.inversion.observation import ROUNDING_STD, Gaussian, Observation, Rounded8Bit
 from fpjax.inversion.observation_filtered import Filter, Filtered
 from fpjax.inversion.observation_jpeg import Jpeg as JpegObservation
+from fpjax.inversion.resizes import ROUNDED_TWICE
 from fpjax.io.images import from_uint8
 from fpjax.io.jpeg_dct import YCBCR_FROM_RGB
 
 History = float | str
+
+_ROUND_BETWEEN = (Resize, Brightness, Contrast)
+"""Attacks that round, or cut off, more than once."""
+
+_DESCRIBED = (Identity, Jpeg, GaussianNoise, GaussianBlur, Shift, *_ROUND_BETWEEN)
 
 
 def attack_label(text: str) -> str:
@@ -66,6 +74,23 @@ def in_order(histories: Iterable[History]) -> list[History]:
     ]
 
 
+def history_name(history: History | None) -> str:
+    """A noise level or an attack for people; None is all that a study looks at.
+
+    >>> history_name(0.0), history_name(0.05), history_name("paper/combination")
+    ('8-bit rounding', 'noise 0.05', 'gaussian_blur 0.5 25 + gaussian_noise 0.1 + jpeg 50 4:2:0')
+    """
+    if history is None:
+        return "all of these"
+    if not isinstance(history, str):
+        return f"noise {history:g}" if history else "8-bit rounding"
+    parts = []
+    for step in _steps(parse(history)):
+        values = (f"{v:g}" if isinstance(v, float) else str(v) for v in step.parameters.values())
+        parts.append(" ".join([step.name, *values]))
+    return " + ".join(parts)
+
+
 def noise_variance(history: History) -> float:
     """Of a pixel, images in [-1, 1], rounding included; 1 for an attack, whose residuals are in
     units of their noise.
@@ -87,9 +112,7 @@ def file_of(attack: Attack, key: jax.Array, image: np.ndarray) -> tuple[bytes, s
     >>> file_of(Jpeg(quality=75), jax.random.key(0), np.zeros((8, 8, 3), np.uint8))[1]
     '.jpg'
     """
-    from PIL import Image
-
-    steps = attack.attacks if isinstance(attack, Chain) else (attack,)
+    steps = _steps(attack)
     for number, step in enumerate(steps):
         last = number == len(steps) - 1
         if last and isinstance(step, Codec):
@@ -98,15 +121,15 @@ def file_of(attack: Attack, key: jax.Array, image: np.ndarray) -> tuple[bytes, s
         own = jax.random.fold_in(key, number) if isinstance(attack, Chain) else key
         image = step(own, image[None])[0]
     buffer = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(buffer, "PNG")
+    to_pillow(image).save(buffer, "PNG")
     return buffer.getvalue(), ".png"
 
 
 def known_observation(attack: Attack, file: bytes, pixels: np.ndarray) -> Observation | None:
     """The observation that describes an attack, or None where none does.
 
-    Of a chain: a filter at most, then noise, then compression; the rounding and clipping of the
-    pictures between them is left out.
+    Of a chain: a filter at most, then noise, then compression. Rounding and clipping of pictures
+    on the way count where nothing but rounding follows.
 
     Args:
       attack: what was done.
@@ -123,8 +146,8 @@ def known_observation(attack: Attack, file: bytes, pixels: np.ndarray) -> Observ
     >>> seen.name, seen.inner.name
     ('filtered', 'jpeg')
     """
-    filter, noise, compressed = None, 0.0, False
-    for step in attack.attacks if isinstance(attack, Chain) else (attack,):
+    filter, noise, compressed, rounded = None, 0.0, False, False
+    for step in _steps(attack):
         if compressed:
             return None
         if isinstance(step, Identity):
@@ -135,21 +158,27 @@ def known_observation(attack: Attack, file: bytes, pixels: np.ndarray) -> Observ
             noise = step.std
         elif filter is not None or noise or (filter := _linear_map(step, pixels)) is None:
             return None
+        rounded |= isinstance(step, _ROUND_BETWEEN)
     seen: Observation
     if compressed:
         seen = JpegObservation.of_file(file)
         seen = seen.with_noise(noise) if noise else seen
     else:
+        noise = noise or (ROUNDED_TWICE if rounded else 0.0)
         seen = Gaussian(noise) if noise else Rounded8Bit()
     return seen if filter is None else Filtered(filter, from_uint8(pixels), seen)
+
+
+def _steps(attack: Attack) -> tuple[Attack, ...]:
+    return attack.attacks if isinstance(attack, Chain) else (attack,)
 
 
 def _linear_map(attack: Attack, pixels: np.ndarray) -> Filter | None:
     """The map that an attack is, or None where it is none, or one that the file does not tell."""
     size = pixels.shape[0], pixels.shape[1]
     if isinstance(attack, GaussianBlur):
-        return Filter.blur(*size, attack.sigma)
-    if isinstance(attack, Resize):
+        return Filter.blur(*size, attack.sigma, attack.size)
+    if isinstance(attack, Resize) and attack.filter in KERNELS:
         return Filter.resize_and_back(*size, attack.scale, attack.filter)
     if isinstance(attack, Shift):
         return Filter.shift(*size, float(attack.down), float(attack.right))
@@ -163,27 +192,29 @@ def _linear_map(attack: Attack, pixels: np.ndarray) -> Filter | None:
     return None
 
 
-def _pixels(file: bytes, channels: int) -> np.ndarray:
-    from PIL import Image
-
-    with Image.open(io.BytesIO(file)) as picture:
-        pixels = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
-    return pixels.reshape(*pixels.shape[:2], channels)
-
-
-def check_described(text: str) -> None:
-    """Complains before anything is computed.
+def described(text: str) -> str:
+    """An attack's text in its full form, once it is clear that an observation describes it.
 
     Raises:
       InputError: for no attack, or one that no observation describes.
 
-    >>> check_described("jpeg:quality=75+gaussian_noise:std=0.1")
+    >>> described("jpeg:quality=75+gaussian_noise:std=0.1")
     Traceback (most recent call last):
     ...
     fpjax.errors.InputError: jpeg:...: no observation describes it, so that nothing predicts it
     """
-    grey = np.full((16, 16, 3), 128, np.uint8)
-    attacked(attack_label(text), jax.random.key(0), grey)
+    label = attack_label(text)
+    if not all(isinstance(step, _DESCRIBED) for step in _steps(parse(label))):
+        raise _not_described(label)  # before what may take long
+    try:
+        attacked(label, jax.random.key(0), np.full((16, 16, 3), 128, np.uint8))
+    except ImportError as error:
+        raise InputError(f"{label}: {error}") from error
+    return label
+
+
+def _not_described(label: str) -> InputError:
+    return InputError(f"{label}: no observation describes it, so that nothing predicts it")
 
 
 def attacked(label: str, key: jax.Array, image: np.ndarray) -> tuple[Observation, np.ndarray]:
@@ -203,8 +234,8 @@ def attacked(label: str, key: jax.Array, image: np.ndarray) -> tuple[Observation
     """
     attack = parse(label)
     file, _ = file_of(attack, key, image)
-    pixels = _pixels(file, image.shape[2])
+    pixels = from_pillow(decode(file), image.shape[2])
     seen = known_observation(attack, file, pixels) if pixels.shape == image.shape else None
     if seen is None:
-        raise InputError(f"{label}: no observation describes it, so that nothing predicts it")
+        raise _not_described(label)
     return seen, pixels

@@ -27,12 +27,11 @@ from fpjax.io.images import from_uint8
 from fpjax.precision import full_precision
 from fpjax.programs import program
 from fpjax.studies.curvature import (
-    DRAWS,
-    coded_errors,
-    decoding_errors,
     information_of,
     nearest_positive,
+    payload_errors,
     posterior_draw,
+    product,
 )
 
 DEFAULT_ATTACKS = (
@@ -88,21 +87,23 @@ def information_of_file(
     block = tangents_in_block(problem)
     given = jax.device_put((problem, from_uint8(pixels)))
 
-    def rows(unknowns: np.ndarray) -> np.ndarray:
-        found = _rows(*given, jax.device_put(unknowns.astype(np.float32)), block)
-        return np.asarray(jax.device_get(found), np.float64)
+    def rows(unknowns: np.ndarray) -> jax.Array:
+        return _rows(*given, jax.device_put(unknowns.astype(np.float32)), block)
+
+    def gram_of(rows: jax.Array, others: jax.Array) -> np.ndarray:
+        return np.asarray(jax.device_get(product(rows, others)), np.float64)
 
     mean, std = (np.asarray(part, np.float64) for part in problem.mean_and_std())
     here = rows(truth)
-    gram = here @ here.T
+    gram = gram_of(here, here)
     other = mean + std * posterior_draw(std[:, None] * gram * std, (truth - mean) / std, draw)
     # Unknowns count alike in units of what they change.
     units = np.sqrt(np.maximum(np.diag(gram), 1e-12))
-    common = nearest_positive(here @ rows(other).T / np.outer(units, units))
+    common = nearest_positive(gram_of(here, rows(other)) / np.outer(units, units))
     common *= np.outer(units, units)
     alpha_std, half = np.asarray(scheme.alpha_std), level_range(scheme.levels)[1]
     return FileInformation(
-        *(half**2 * information_of(part[None], alpha_std, "")[0] for part in (gram, common))
+        *(half**2 * information_of(part[None], alpha_std, 1.0)[0] for part in (gram, common))
     )
 
 
@@ -126,11 +127,7 @@ def predicted(files: Sequence[FileInformation], code: Code | None = None) -> dic
     """
 
     def shares(parts: Sequence[np.ndarray]) -> dict[str, float]:
-        information = np.stack(parts)
-        if code is None:
-            error, exact = decoding_errors(information)
-        else:
-            error, exact = coded_errors(information, code, draws=DRAWS)
+        error, exact = payload_errors(np.stack(parts), code)
         return {"bit_accuracy": 1 - float(error), "exact": float(exact)}
 
     return {

@@ -95,7 +95,8 @@ def run_robustness(
       folder: made if it is not there; empty unless `resume` is set.
       settings: pictures, users and rate.
       attacks: as `fpjax.attacks.parse` reads them.
-      num_predicted: pictures of each scheme and attack whose information predicts; a Jacobian each.
+      num_predicted: pictures of each scheme and attack whose information predicts; two Jacobians
+        each.
       solver: by default that of `fpjax.attribute`.
       resume: go on with a folder of the same schemes and settings. Answers of attacks that are
         asked for again are kept; the attacks may be others, and the pictures more.
@@ -176,9 +177,7 @@ def run_robustness(
                     )
                     save(False)
                 few = min(num_predicted, settings.num_images)
-                before = predictions[name].get(label, {})
-                # Those of before said the bound alone.
-                if few and (before.get("num", 0) < few or "bound" not in before):
+                if few and predictions[name].get(label, {}).get("num", 0) < few:
                     guess = _predicted(scheme, made, folder, name, label, few, settings)
                     if guess is not None:
                         predictions[name][label] = {**guess, "num": few}
@@ -373,7 +372,12 @@ def _opened(folder: Path, header: dict[str, Any], resume: bool):
         return {}, {}
     try:
         begun = json.loads(file.read_text("utf-8"))
-        records, predictions = begun["records"], begun["predictions"]
+        records = begun["records"]
+        # Those of before said the bound alone.
+        predictions = {
+            name: {label: said for label, said in of_scheme.items() if "bound" in said}
+            for name, of_scheme in begun["predictions"].items()
+        }
     except FileNotFoundError:
         if folder.exists() and any(folder.iterdir()):
             raise InputError(f"{folder}: no {RESULT}, so no study to go on with") from None

@@ -85,7 +85,7 @@ def test_a_picture_that_is_given_up_keeps_what_was_read_before():
     scheme = fpjax.load_scheme("avatars-stylegan2/robust")
     rng = np.random.default_rng(0)
     foreign = rng.integers(0, 256, scheme.generator.image_shape).astype(np.uint8)
-    zeros = np.zeros((1, scheme.key_length), np.float32)
+    zeros = np.zeros((1, scheme.num_symbols), np.float32)
     made = fpjax.invert(
         Problem(scheme, Gaussian(0.1)), foreign[None], fpjax.LevenbergMarquardt(max_steps=1)
     )

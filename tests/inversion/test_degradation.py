@@ -224,7 +224,7 @@ def test_a_turned_picture_s_angle_is_among_the_starts_and_found():
     solver = fpjax.LevenbergMarquardt(max_steps=4)
     found = fpjax.invert(problem, images, solver, starts=starts[:, :1])
     np.testing.assert_allclose(found.parameters[:, 0], degrees, atol=0.5)
-    assert (found.keys == keys).mean() > 0.9
+    assert (found.keys == scheme.words_of(keys)).mean() > 0.9
     assert degradation.words(found.parameters[0]).startswith("a turn by ")
 
 

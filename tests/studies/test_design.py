@@ -15,10 +15,11 @@ from fpjax.fingerprint.codes import code_named
 from fpjax.inversion.information import decide_bits
 from fpjax.inversion.observation import ROUNDING_STD
 from fpjax.inversion.observation_filtered import Filter
+from fpjax.io.jpeg_dct import jpeg_coefficients
 from fpjax.studies.curvature import coded_errors, decide_symbols, decoding_errors, pixel_grams
 from fpjax.studies.design import Study, UnreachableQuality
 from fpjax.studies.designs import Design, Prediction, grid, recommend
-from fpjax.studies.histories import attack_label
+from fpjax.studies.histories import attack_label, attacked
 from fpjax.studies.quality import lpips_distance, psnr_db
 from tests import toys
 
@@ -314,6 +315,24 @@ def test_a_blur_takes_what_the_file_has_lost(linear):
     matrix = np.einsum("ih,khw,jw->kij", rows, pictures, columns).reshape(len(matrix), -1)
     free, fingerprint = scheme.split(scheme.basis.directions.astype(np.float64))
     along = np.concatenate([free, scheme.strength * fingerprint]) @ matrix / ROUNDING_STD
+    curvature, count = along @ along.T, scheme.num_alpha
+    curvature[np.arange(count), np.arange(count)] += 1 / scheme.alpha_std.astype(float) ** 2
+    expected = np.linalg.inv(np.linalg.inv(curvature)[-6:, -6:])
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3 * expected.max())
+
+
+def test_a_jpeg_file_says_what_its_tables_leave(linear):
+    """The closed form: coefficients of the linear picture, each in units of its own noise."""
+    design = Design("image", 6, strength=0.2, attack="jpeg:quality=60,subsampling=4:2:0")
+    found = linear.information(design)[0]
+    scheme = linear.scheme(design)
+    seen, _ = attacked(design.attack, jax.random.key(0), np.full(toys.SHAPE, 128, np.uint8))
+    matrix = jnp.asarray(linear.generator.params["matrix"]).reshape(-1, *toys.SHAPE)
+    middle = jpeg_coefficients(jnp.zeros(toys.SHAPE), seen.layout)
+    rows = jax.vmap(lambda row: jpeg_coefficients(row, seen.layout) - middle)(matrix)
+    rows = np.asarray(rows / seen.std, np.float64)
+    free, fingerprint = scheme.split(scheme.basis.directions.astype(np.float64))
+    along = np.concatenate([free, scheme.strength * fingerprint]) @ rows
     curvature, count = along @ along.T, scheme.num_alpha
     curvature[np.arange(count), np.arange(count)] += 1 / scheme.alpha_std.astype(float) ** 2
     expected = np.linalg.inv(np.linalg.inv(curvature)[-6:, -6:])

@@ -12,6 +12,7 @@ from fpjax.studies import design_run
 from fpjax.studies.design_plots import is_paper, write_page
 from fpjax.studies.design_run import Settings, recommendations, run_design
 from fpjax.studies.designs import Design, Prediction, grid
+from fpjax.studies.histories import attack_label
 from tests import toys
 
 SETTINGS = Settings(num_samples=400, num_jacobians=2, num_latents=4, num_pictures=8)
@@ -111,7 +112,10 @@ def test_recommendations_are_of_each_noise_and_length(whole):
     ]  # fmt: skip
     # What is read from noise is read from clean files.
     psnrs = [case["prediction"] and case["prediction"]["psnr"] for case in found]
-    assert psnrs[4:] == psnrs[2:4]
+    assert psnrs[2] and psnrs[4:] == psnrs[2:4]
+    # Whichever comes last.
+    backwards = recommendations(result["rows"][::-1], 0.9)
+    assert backwards[4:] == found[4:]
     for case in found[:4]:
         rows = [
             row
@@ -135,6 +139,8 @@ def test_attacks_are_judged_beside_noise(whole, tmp_path):
         return grid(["image"], (4,), psnrs=(28, 30), noises=(0.1,), attacks=("gaussian_blur",))
 
     result = run(tmp_path / "more", designs=more, resume=True)
+    kept = [row for row in whole[1]["rows"] if row in result["rows"]]
+    assert kept == result["rows"][:2]
     assert [row["design"]["attack"] for row in result["rows"]] == [None, None, blur, blur]
     assert [(case["noise"], case["attack"]) for case in result["recommendations"]] == [
         (0.1, None), (None, blur), (None, None)
@@ -197,6 +203,10 @@ def test_lpips_is_drawn_where_it_was_measured(whole, tmp_path):
 def test_designs_that_do_not_fit_are_refused_before_jacobians_are_taken(tmp_path):
     with pytest.raises(InputError, match="6 bits at shift 11: the latent basis has 16 directions"):
         run(tmp_path, designs=lambda bases: [Design("latent", 6, 11, psnr=30.0)])
+    label = attack_label("rotate")
+    with pytest.raises(InputError, match="no observation describes it"):
+        run(tmp_path / "b", designs=lambda bases: [Design("latent", 6, psnr=30.0, attack=label)])
+    assert not (tmp_path / "b" / "jacobians").exists()
     assert not (tmp_path / "jacobians").exists()
 
 

@@ -1,5 +1,6 @@
 """Robustness studies: attacked, written as files, read back, interrupted and resumed."""
 
+import importlib.util
 import json
 import shutil
 
@@ -10,6 +11,7 @@ import pytest
 import fpjax
 from fpjax.errors import InputError
 from fpjax.fingerprint.calibration import Calibration, LinearStart
+from fpjax.fingerprint.codes import Repetition
 from fpjax.inversion.observation import Gaussian
 from fpjax.io.images import load_image, to_uint8
 from fpjax.studies import robustness_run
@@ -178,6 +180,15 @@ def test_information_is_about_symbols_of_minus_and_plus_one():
     np.testing.assert_allclose(found[1], found[0], rtol=1e-3, atol=1e-3 * found[0].max())
 
 
+def test_payloads_are_predicted_as_their_code_decodes_them():
+    """Repeated four times, bits of which one in six is wrong come back."""
+    said = FileInformation(np.eye(16), 2 * np.eye(16))
+    alone, coded = predicted([said]), predicted([said], Repetition(4, 4))
+    for part, plain in ((coded, alone), (coded["bound"], alone["bound"])):
+        assert part["bit_accuracy"] > plain["bit_accuracy"] + 0.05
+    assert alone["bit_accuracy"] > alone["bound"]["bit_accuracy"]  # here, twice as much
+
+
 def test_predictions_of_before_are_made_anew(scheme, study, tmp_path):
     shutil.copytree(study[0], tmp_path / "old")
     path = tmp_path / "old" / "robustness.json"
@@ -186,6 +197,12 @@ def test_predictions_of_before_are_made_anew(scheme, study, tmp_path):
         del prediction["bound"]
         prediction["bit_accuracy"] = 0.123
     path.write_text(json.dumps(old))
+    again = run_robustness(
+        {"toy": scheme}, tmp_path / "old", SETTINGS, ATTACKS, num_predicted=0, resume=True
+    )
+    assert not any(again["predictions"]["toy"].values())
+    if importlib.util.find_spec("matplotlib"):
+        write_page(tmp_path / "page", again)
     again = run_robustness(
         {"toy": scheme}, tmp_path / "old", SETTINGS, ATTACKS, num_predicted=1, resume=True
     )
