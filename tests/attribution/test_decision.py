@@ -104,10 +104,10 @@ def test_the_soft_score_names_where_matching_bits_do_not_suffice():
 
 
 def test_random_keys_reach_the_stated_rate_no_more_often_than_stated():
-    """Family-wise over 50 users and two statistics, at a rate that 200 trials can see."""
+    """Family-wise over 50 users and two statistics, at a rate that 100 trials can see."""
     rng = np.random.default_rng(1)
     named = 0
-    for trial in range(200):
+    for trial in range(100):
         factor = rng.standard_normal((LENGTH, LENGTH)) * rng.uniform(0.1, 2)
         information = factor @ factor.T
         linear = information @ rng.standard_normal(LENGTH)
@@ -120,8 +120,8 @@ def test_random_keys_reach_the_stated_rate_no_more_often_than_stated():
         )
         keys = rng.integers(0, 2, (50, LENGTH)).astype(np.uint8)
         named += _decide(image, keys, false_positive_rate=0.1)[0].user is not None
-    # At most 10 % of 200, plus three standard deviations of a binomial.
-    assert named <= 20 + 3 * np.sqrt(200 * 0.1 * 0.9)
+    # At most 10 % of 100, plus three standard deviations of a binomial.
+    assert named <= 10 + 3 * np.sqrt(100 * 0.1 * 0.9)
 
 
 def test_a_failed_inversion_and_an_empty_registry_name_nobody():
