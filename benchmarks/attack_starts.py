@@ -3,12 +3,13 @@
     python benchmarks/attack_starts.py --output FILE [--scheme avatars-stylegan2/robust-uncoded]
         [--num_images 24] [--attack jpeg:quality=75 ...]
 
-Files of one scheme are attacked, and read under the observation that describes the attack, once
-from the usual start and once from the unknowns that made the file, which nobody has. Beside the
-shares of right symbols stand what information expects, and its bound: what it would be with the
-Jacobian at the latent that made each file (`robustness.information_of_file`). Where a reading from
-the truth is likelier than the usual one by more than a nat, another start would have found more:
-`less_likely` says of how many files, and `nats` by how much of the median of all files.
+Files of one scheme are attacked, and read under the observation that describes the attack: from the
+usual start; from that and two more, drawn from what the first reading leaves open, of which the
+likeliest counts; and from the unknowns that made the file, which nobody has. Beside the shares of
+right symbols stand what information expects, and its bound: what it would be with the Jacobian at
+the latent that made each file (`robustness.information_of_file`). `nats` is by how much the
+likeliest of three readings is likelier than the one from the truth, on average: where it is above
+0, and yet fewer symbols are right, the file itself says no more, and no start would.
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ import jax
 import numpy as np
 
 import fpjax
+from fpjax.inversion.information import linearise, tangents_in_block
 from fpjax.inversion.observation import PerImage
-from fpjax.studies.curvature import decoding_errors
+from fpjax.io.images import from_uint8
+from fpjax.precision import full_precision
+from fpjax.programs import program
+from fpjax.studies.curvature import decoding_errors, posterior_draw, product
 from fpjax.studies.histories import attack_label, attacked
 from fpjax.studies.robustness import information_of_file
 
@@ -35,38 +40,62 @@ ATTACKS = (
 )
 
 
+@program(static_argnums=3)
+@full_precision
+def _rows(problem: fpjax.Problem, target, unknowns, block: int):
+    return linearise(problem, unknowns, target, 0.0, block, "float32")[1]
+
+
+def another_start(problem: fpjax.Problem, image: np.ndarray, unknowns: np.ndarray, key):
+    """Unknowns (K,) that explain a file about as well as those that were found."""
+    problem = problem.prepared()
+    operands = jax.device_put((problem, from_uint8(image), unknowns))
+    rows = _rows(*operands, tangents_in_block(problem))
+    gram = np.asarray(jax.device_get(product(rows, rows)), np.float64)
+    mean, std = (np.asarray(part, np.float64) for part in problem.mean_and_std())
+    drawn = posterior_draw(std[:, None] * gram * std, (unknowns - mean) / std, key)
+    return (mean + std * drawn).astype(np.float32)
+
+
 def measured(scheme: fpjax.Scheme, label: str, num: int) -> dict:
     """A row of the table."""
-    own, latents, noise, draws = jax.random.split(jax.random.key(0), 4)
+    own, latents, noise, draws, others = jax.random.split(jax.random.key(0), 5)
     keys = fpjax.sample_keys(own, num, scheme.key_length)
     made = fpjax.generate(scheme, latents, keys)
     words = scheme.words_of(keys)
     truth = np.concatenate([made.alpha, scheme.symbols_of(keys)], axis=1).astype(np.float32)
-    seen, files = zip(
-        *(
-            attacked(label, jax.random.fold_in(noise, i), image)
-            for i, image in enumerate(made.images)
-        ),
-        strict=True,
-    )
-    said = [
-        information_of_file(
-            scheme, seen[i], made.alpha[i], keys[i], files[i], jax.random.fold_in(draws, i)
-        )
-        for i in range(num)
-    ]
-    problem = fpjax.Problem(scheme, PerImage.stack(seen))
-    usual = fpjax.invert(problem, np.stack(files))
-    told = fpjax.invert(problem, np.stack(files), starts=truth[:, None])
+    seen, files, said = [], [], []
+    for i, image in enumerate(made.images):
+        observation, pixels = attacked(label, jax.random.fold_in(noise, i), image)
+        draw = jax.random.fold_in(draws, i)
+        said.append(information_of_file(scheme, observation, made.alpha[i], keys[i], pixels, draw))
+        seen.append(observation)
+        files.append(pixels)
+    problem, images = fpjax.Problem(scheme, PerImage.stack(seen)), np.stack(files)
+    usual = fpjax.invert(problem, images)
+    told = fpjax.invert(problem, images, starts=truth[:, None])
+    best, loss = usual.keys.copy(), usual.loss.copy()
+    found = problem.unknowns_of(usual.alpha, usual.soft_bits)
+    for number in range(2):
+        starts = [
+            another_start(
+                fpjax.Problem(scheme, seen[i]), images[i], found[i],
+                jax.random.fold_in(others, number * num + i),
+            )
+            for i in range(num)
+        ]  # fmt: skip
+        again = fpjax.invert(problem, images, starts=np.stack(starts)[:, None])
+        likelier = again.loss < loss
+        best[likelier], loss[likelier] = again.keys[likelier], again.loss[likelier]
     return {
         "attack": label,
         "files": num,
         "bound": 1 - decoding_errors(np.stack([one.bound for one in said]))[0],
         "expected": 1 - decoding_errors(np.stack([one.expected for one in said]))[0],
         "measured": float((usual.keys == words).mean()),
+        "best_of_three": float((best == words).mean()),
         "from_the_truth": float((told.keys == words).mean()),
-        "less_likely": int((usual.loss > told.loss + 1).sum()),
-        "nats": float(np.median(usual.loss - told.loss)),
+        "nats": float((told.loss - loss).mean()),
     }
 
 
