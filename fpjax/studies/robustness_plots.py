@@ -9,10 +9,13 @@ from typing import Any
 from fpjax.studies.page import MARKERS, plot_style, write_study_page
 
 _QUALITIES = (
-    ("performance-quality", "psnr", "PSNR (dB; 99: unchanged)", "right"),
-    ("performance-lpips", "lpips", "LPIPS", "left"),
+    ("performance-quality", "psnr", "PSNR of the attack (dB; rightmost: unchanged)", "right"),
+    ("performance-lpips", "lpips", "LPIPS of the attack", "left"),
 )
 """Plots of attribution against quality: name, figure of a cell, its axis, where less was done."""
+
+_UNCHANGED = 99.0
+"""PSNR of pictures that are the same, in records."""
 
 
 def write_page(folder: Path, result: Mapping[str, Any]) -> list[Path]:
@@ -77,10 +80,13 @@ def _by_scheme(cells):
 
 
 def _performance(axes, cells, quality: str, axis: str) -> None:
+    # Pictures that no attack has changed stand beside the others, not 60 dB away.
+    changed = [cell["psnr"] for cell in cells if cell["psnr"] and cell["psnr"] < _UNCHANGED]
+    furthest = {"psnr": max(changed, default=_UNCHANGED) + 3}.get(quality, float("inf"))
     for colour, marker, name, some in _by_scheme(cells):
         right = [cell["right"] for cell in some]
         axes.errorbar(
-            [cell[quality] for cell in some],
+            [min(cell[quality], furthest) for cell in some],
             [share for share, _, _ in right],
             yerr=[
                 [share - low for share, low, _ in right],
@@ -92,7 +98,7 @@ def _performance(axes, cells, quality: str, axis: str) -> None:
             label=name,
         )
     axes.set(
-        xlabel=f"{axis} between the picture before and after the attack",
+        xlabel=axis,
         ylabel="Share attributed to their maker",
         ylim=(-0.02, 1.02),
     )
