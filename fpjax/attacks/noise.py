@@ -32,10 +32,7 @@ class GaussianNoise(Attack):
     std: float = number(0.1, 0.0, 2.0, "standard deviation for images in [-1, 1]")
 
     def _apply(self, key, images):
-        shape = images.shape[1:]
-        draw = jax.vmap(lambda k: jax.random.normal(k, shape, jnp.float32))
-        noise = np.asarray(draw(image_keys(key, images.shape[0])))
-        return round_to_uint8(images + np.float32(127.5 * self.std) * noise)
+        return round_to_uint8(images + np.float32(127.5 * self.std) * _white(key, images))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +79,13 @@ class SpeckleNoise(Attack):
     std: float = number(0.1, 0.0, 2.0, "standard deviation of the factor")
 
     def _apply(self, key, images):
-        shape = images.shape[1:]
-        draw = jax.vmap(lambda k: jax.random.normal(k, shape, jnp.float32))
-        noise = np.asarray(draw(image_keys(key, images.shape[0])))
-        return round_to_uint8(images * (1 + np.float32(self.std) * noise))
+        return round_to_uint8(images * (1 + np.float32(self.std) * _white(key, images)))
+
+
+def _white(key, images: np.ndarray) -> np.ndarray:
+    """Standard normal numbers for each value of a batch."""
+    draw = jax.vmap(lambda k: jax.random.normal(k, images.shape[1:], jnp.float32))
+    return np.asarray(draw(image_keys(key, images.shape[0])))
 
 
 @dataclasses.dataclass(frozen=True)
