@@ -21,14 +21,10 @@ import jax
 import numpy as np
 
 import fpjax
-from fpjax.inversion.information import linearise, tangents_in_block
 from fpjax.inversion.observation import PerImage
-from fpjax.io.images import from_uint8
-from fpjax.precision import full_precision
-from fpjax.programs import program
-from fpjax.studies.curvature import decoding_errors, posterior_draw, product
+from fpjax.studies.curvature import decoding_errors
 from fpjax.studies.histories import attack_label, attacked
-from fpjax.studies.robustness import information_of_file
+from fpjax.studies.robustness import another_explanation, information_of_file
 
 ATTACKS = (
     "jpeg:quality=90",
@@ -38,23 +34,6 @@ ATTACKS = (
     "gaussian_noise:std=0.1",
     "paper/combination",
 )
-
-
-@program(static_argnums=3)
-@full_precision
-def _rows(problem: fpjax.Problem, target, unknowns, block: int):
-    return linearise(problem, unknowns, target, 0.0, block, "float32")[1]
-
-
-def another_start(problem: fpjax.Problem, image: np.ndarray, unknowns: np.ndarray, key):
-    """Unknowns (K,) that explain a file about as well as those that were found."""
-    problem = problem.prepared()
-    operands = jax.device_put((problem, from_uint8(image), unknowns))
-    rows = _rows(*operands, tangents_in_block(problem))
-    gram = np.asarray(jax.device_get(product(rows, rows)), np.float64)
-    mean, std = (np.asarray(part, np.float64) for part in problem.mean_and_std())
-    drawn = posterior_draw(std[:, None] * gram * std, (unknowns - mean) / std, key)
-    return (mean + std * drawn).astype(np.float32)
 
 
 def measured(scheme: fpjax.Scheme, label: str, num: int) -> dict:
@@ -78,7 +57,7 @@ def measured(scheme: fpjax.Scheme, label: str, num: int) -> dict:
     found = problem.unknowns_of(usual.alpha, usual.soft_bits)
     for number in range(2):
         starts = [
-            another_start(
+            another_explanation(
                 fpjax.Problem(scheme, seen[i]), images[i], found[i],
                 jax.random.fold_in(others, number * num + i),
             )

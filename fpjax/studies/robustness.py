@@ -83,28 +83,49 @@ def information_of_file(
     """
     problem = Problem(scheme, observation).prepared()
     symbols = np.asarray(scheme.symbols_of(key[None]))[0]
-    truth = np.concatenate([alpha, symbols]).astype(np.float64)
-    block = tangents_in_block(problem)
-    given = jax.device_put((problem, from_uint8(pixels)))
-
-    def rows(unknowns: np.ndarray) -> jax.Array:
-        return _rows(*given, jax.device_put(unknowns.astype(np.float32)), block)
-
-    def gram_of(rows: jax.Array, others: jax.Array) -> np.ndarray:
-        return np.asarray(jax.device_get(product(rows, others)), np.float64)
-
-    mean, std = (np.asarray(part, np.float64) for part in problem.mean_and_std())
-    here = rows(truth)
-    gram = gram_of(here, here)
-    other = mean + std * posterior_draw(std[:, None] * gram * std, (truth - mean) / std, draw)
+    here, gram, other = _explained(problem, pixels, np.concatenate([alpha, symbols]), draw)
     # Unknowns count alike in units of what they change.
     units = np.sqrt(np.maximum(np.diag(gram), 1e-12))
-    common = nearest_positive(gram_of(here, rows(other)) / np.outer(units, units))
-    common *= np.outer(units, units)
+    common = _gram(here, _rows_at(problem, pixels, other)) / np.outer(units, units)
+    common = nearest_positive(common) * np.outer(units, units)
     alpha_std, half = np.asarray(scheme.alpha_std), level_range(scheme.levels)[1]
     return FileInformation(
         *(half**2 * information_of(part[None], alpha_std, 1.0)[0] for part in (gram, common))
     )
+
+
+def another_explanation(
+    problem: Problem, pixels: np.ndarray, unknowns: np.ndarray, draw: jax.Array
+) -> np.ndarray:
+    """Unknowns (K,) float32 that explain a file about as well as others (K,).
+
+    Args:
+      problem: with the observation of the file.
+      pixels: (H, W, C) uint8, the file's.
+      unknowns: (K,) that explain it.
+      draw: PRNG key.
+    """
+    return _explained(problem.prepared(), pixels, unknowns, draw)[2].astype(np.float32)
+
+
+def _explained(
+    problem: Problem, pixels: np.ndarray, unknowns: np.ndarray, draw: jax.Array
+) -> tuple[jax.Array, np.ndarray, np.ndarray]:
+    """Derivatives of a file's residual as rows (K, M), their gram, and other unknowns (K,)."""
+    mean, std = (np.asarray(part, np.float64) for part in problem.mean_and_std())
+    rows = _rows_at(problem, pixels, unknowns)
+    gram = _gram(rows, rows)
+    centred = (unknowns.astype(np.float64) - mean) / std
+    return rows, gram, mean + std * posterior_draw(std[:, None] * gram * std, centred, draw)
+
+
+def _gram(rows: jax.Array, others: jax.Array) -> np.ndarray:
+    return np.asarray(jax.device_get(product(rows, others)), np.float64)
+
+
+def _rows_at(problem: Problem, pixels: np.ndarray, unknowns: np.ndarray) -> jax.Array:
+    given = jax.device_put((problem, from_uint8(pixels), unknowns.astype(np.float32)))
+    return _rows(*given, tangents_in_block(problem))
 
 
 @program(static_argnums=3)

@@ -383,7 +383,7 @@ def _opened(folder: Path, header: dict[str, Any], resume: bool):
             raise InputError(f"{folder}: no {RESULT}, so no study to go on with") from None
         folder.mkdir(parents=True, exist_ok=True)
         return {}, {}
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(f"{file}: damaged; remove it") from error
     for name, value in header.items():
         if begun.get(name) != json.loads(json.dumps(value)):
